@@ -1,0 +1,26 @@
+"""Errors that a user can put right: `train.py` prints their message alone and exits with 2."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class JaxcnnError(Exception):
+    """Base class: the message says what was given, what is accepted and what to do."""
+
+
+class ConfigError(JaxcnnError, ValueError):
+    """A config that cannot be trained with."""
+
+
+class DataError(JaxcnnError, OSError):
+    """A data set that is missing, damaged or not what its name says."""
+
+
+def did_you_mean(given: str, accepted: Iterable[str]) -> str:
+    """Return a hint at the nearest accepted name, or nothing if none is near.
+
+    >>> did_you_mean("lenett", ["lenet", "vgg"])
+    " (did you mean 'lenet'?)"
+    """
+    near = difflib.get_close_matches(given, list(accepted), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

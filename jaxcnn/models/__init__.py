@@ -1,0 +1,57 @@
+"""The networks of the notebook, and the one place to register another."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from flax import linen as nn
+
+from jaxcnn.errors import did_you_mean
+from jaxcnn.models.lenet import LeNet, LeNetModern
+from jaxcnn.models.resnet import Residual, ResNet, ResNet18
+from jaxcnn.models.vgg import VGG, VGG11, VGG_NARROW, VGGBlock
+
+__all__ = [
+    "MODELS",
+    "VGG",
+    "LeNet",
+    "LeNetModern",
+    "ResNet",
+    "ResNet18",
+    "Residual",
+    "VGGBlock",
+    "create_model",
+]
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "lenet": LeNet,
+    "lenet_modern": LeNetModern,
+    "vgg": partial(VGG, arch=VGG_NARROW),
+    "vgg11": partial(VGG, arch=VGG11),
+    "resnet18": ResNet18,
+}
+
+
+def create_model(name: str, **kwargs: Any) -> nn.Module:
+    """Build a registered model.
+
+    Every model maps images [N, H, W, C] in floating point to logits [N, num_classes] in float32 and
+    is called as `model.apply(variables, images, train=True, mutable=['batch_stats'],
+    rngs={'dropout': key})`; with `train=False` no mutable collection and no key are needed.
+
+    Args:
+        name: a key of `MODELS`.
+        **kwargs: fields of the module: `num_classes` (10), `dtype` (of the computation; parameters
+            stay float32), `axis_name` (mapped axis over which BatchNorm is synchronised), and the
+            architecture's own.
+
+    Raises:
+        ValueError: if the name is not registered.
+
+    >>> create_model("lenet", num_classes=7).num_classes
+    7
+    """
+    if name not in MODELS:
+        hint = did_you_mean(name, MODELS)
+        raise ValueError(f"unknown model {name!r}{hint}; registered: {', '.join(MODELS)}")
+    return MODELS[name](**kwargs)

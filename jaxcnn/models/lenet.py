@@ -1,0 +1,69 @@
+"""LeNet-5 and its modern form.
+
+| layer   | LeNet                  | modern       | output (28 x 28 input) |
+|---------|------------------------|--------------|------------------------|
+| conv1   | 5 x 5, padding 2       |              | 28 x 28 x 6            |
+|         | sigmoid, average pool 2| ReLU, max    | 14 x 14 x 6            |
+| conv2   | 5 x 5                  |              | 10 x 10 x 16           |
+|         | sigmoid, average pool 2| ReLU, max    | 5 x 5 x 16             |
+| dense1  | sigmoid                | ReLU         | 120                    |
+| dense2  | sigmoid                | ReLU         | 84                     |
+| dense3  |                        |              | num_classes            |
+
+Sources: notebook 7.6; LeCun et al., Gradient-based learning applied to document recognition, 1998.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxcnn.layers import Conv, Dense, avg_pool, max_pool
+
+
+class LeNet(nn.Module):
+    """LeNet-5 with sigmoids and average pooling; images [N, H, W, C] to logits [N, num_classes].
+
+    Attributes:
+        num_classes: number of logits.
+        activation: after each layer but the last.
+        pool: called as `pool(images, window)`.
+        dtype: of the computation; parameters and logits are float32.
+        axis_name: unused (there is no BatchNorm); every model has it.
+
+    Raises:
+        ValueError: if the images are smaller than 12 x 12.
+
+    >>> model = LeNet()
+    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    >>> sum(p.size for p in jax.tree.leaves(variables))
+    61706
+    """
+
+    num_classes: int = 10
+    activation: Callable[[jax.Array], jax.Array] = nn.sigmoid
+    pool: Callable[[jax.Array, int], jax.Array] = avg_pool
+    dtype: Any = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Return the logits of images x; `train` changes nothing here."""
+        x = Conv(6, kernel_size=5, padding=2, dtype=self.dtype, name="conv1")(x)
+        x = self.pool(self.activation(x), 2)
+        x = Conv(16, kernel_size=5, dtype=self.dtype, name="conv2")(x)
+        x = self.pool(self.activation(x), 2)
+        x = x.reshape(x.shape[0], -1)
+        for i, features in enumerate((120, 84), start=1):
+            x = self.activation(Dense(features, dtype=self.dtype, name=f"dense{i}")(x))
+        x = Dense(self.num_classes, dtype=self.dtype, name="dense3")(x)
+        return x.astype(jnp.float32)
+
+
+class LeNetModern(LeNet):
+    """LeNet with ReLU and max pooling (notebook 7.6, exercise); see `LeNet`."""
+
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    pool: Callable[[jax.Array, int], jax.Array] = max_pool

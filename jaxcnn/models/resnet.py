@@ -1,0 +1,129 @@
+"""Residual networks.
+
+| part | ResNet18                                         | output (96 x 96 input) |
+|------|--------------------------------------------------|------------------------|
+| b1   | 7 x 7 conv, stride 2; BatchNorm, ReLU; 3 x 3 max | 24 x 24 x 64           |
+| b2   | 2 residual blocks                                | 24 x 24 x 64           |
+| b3   | 2 residual blocks, the first at stride 2         | 12 x 12 x 128          |
+| b4   | 2 residual blocks, the first at stride 2         | 6 x 6 x 256            |
+| b5   | 2 residual blocks, the first at stride 2         | 3 x 3 x 512            |
+| last | mean over the image, dense                       | num_classes            |
+
+Sources: notebook 8.6; He et al., Deep residual learning for image recognition, 2016. As in the
+notebook, the convolutions keep their biases although BatchNorm follows.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxcnn.layers import Conv, Dense, max_pool
+
+# PyTorch's momentum of 0.1 weighs the new batch, Flax's 0.9 the old average: the same thing.
+# Two passes for the variance: E[x^2] - E[x]^2 in one pass loses digits in float32.
+BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast_variance=False)
+
+
+class Residual(nn.Module):
+    """Two 3 x 3 convolutions with BatchNorm, added to their input: [N, H, W, I] to [N, H', W', O].
+
+    Attributes:
+        num_channels: O; must equal I unless `use_1x1conv`.
+        use_1x1conv: bring the input to O channels and the same stride by a 1 x 1 convolution.
+        strides: of the first convolution (and the 1 x 1 one).
+        dtype: of the computation; BatchNorm's statistics are float32.
+        axis_name: mapped axis over which BatchNorm is synchronised.
+
+    Raises:
+        ValueError: if the input cannot be added because its shape changes.
+
+    Source: notebook 8.6.2.
+
+    >>> block = Residual(6, use_1x1conv=True, strides=2)
+    >>> block.init_with_output(jax.random.key(0), jnp.ones((4, 6, 6, 3)))[0].shape
+    (4, 3, 3, 6)
+    """
+
+    num_channels: int
+    use_1x1conv: bool = False
+    strides: int = 1
+    dtype: Any = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Return the block's feature maps; with `train`, BatchNorm uses and updates the batch's."""
+        conv = partial(Conv, self.num_channels, dtype=self.dtype)
+        norm = partial(
+            BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name
+        )
+        y = conv(3, strides=self.strides, padding=1, name="conv1")(x)
+        y = nn.relu(norm(name="bn1")(y))
+        y = conv(3, padding=1, name="conv2")(y)
+        y = norm(name="bn2")(y)
+        if self.use_1x1conv:
+            x = conv(1, strides=self.strides, name="conv3")(x)
+        if x.shape != y.shape:
+            raise ValueError(
+                f"a residual block cannot add its input {x.shape} to its output {y.shape}; use "
+                "use_1x1conv=True where channels or strides change the shape"
+            )
+        return nn.relu(y + x)
+
+
+class ResNet(nn.Module):
+    """Stem, stages of residual blocks, global mean, dense; images to logits.
+
+    Maps [N, H, W, C] to [N, num_classes] in float32. Every stage but the first halves H and W,
+    rounding up.
+
+    Attributes:
+        arch: (residual blocks, channels) of each stage.
+        num_classes: number of logits.
+        dtype: of the computation; parameters, BatchNorm's statistics and logits are float32.
+        axis_name: mapped axis over which BatchNorm is synchronised; None under plain `jit`.
+
+    Source: notebook 8.6.3.
+
+    >>> model = ResNet(arch=((1, 4), (1, 8)))
+    >>> variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 1)))
+    >>> list(variables["params"])
+    ['b1_conv', 'b1_bn', 'b2_0', 'b3_0', 'last']
+    """
+
+    arch: Sequence[tuple[int, int]]
+    num_classes: int = 10
+    dtype: Any = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Return the logits of images x; with `train`, BatchNorm uses and updates the batch's."""
+        common = {"dtype": self.dtype, "axis_name": self.axis_name}
+        x = Conv(64, 7, strides=2, padding=3, dtype=self.dtype, name="b1_conv")(x)
+        x = nn.relu(BatchNorm(use_running_average=not train, name="b1_bn", **common)(x))
+        x = max_pool(x, 3, strides=2, padding=1)
+        for stage, (num_residuals, channels) in enumerate(self.arch):
+            for i in range(num_residuals):
+                shrink = i == 0 and stage > 0
+                block = Residual(
+                    channels,
+                    use_1x1conv=shrink,
+                    strides=2 if shrink else 1,
+                    name=f"b{stage + 2}_{i}",
+                    **common,
+                )
+                x = block(x, train)
+        x = x.mean(axis=(1, 2))
+        x = Dense(self.num_classes, dtype=self.dtype, name="last")(x)
+        return x.astype(jnp.float32)
+
+
+class ResNet18(ResNet):
+    """ResNet with two blocks of 64, 128, 256 and 512 channels (notebook 8.6.3); see `ResNet`."""
+
+    arch: Sequence[tuple[int, int]] = ((2, 64), (2, 128), (2, 256), (2, 512))

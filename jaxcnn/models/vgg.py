@@ -1,0 +1,85 @@
+"""VGG: blocks of 3 x 3 convolutions, each block halving the image.
+
+Sources: notebook 8.2; Simonyan and Zisserman, Very deep convolutional networks for large-scale
+image recognition, 2014.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxcnn.layers import Conv, Dense, max_pool
+
+# One (convolutions, channels) pair for each block.
+VGG11 = ((1, 64), (1, 128), (2, 256), (2, 512), (2, 512))
+VGG_NARROW = ((1, 16), (1, 32), (2, 64), (2, 128), (2, 128))  # the notebook trains this one
+
+
+class VGGBlock(nn.Module):
+    """3 x 3 convolutions with ReLU, then 2 x 2 max pooling: [N, H, W, I] to [N, H/2, W/2, O].
+
+    Attributes:
+        num_convs: how many convolutions.
+        out_channels: O, of each of them.
+        dtype: of the computation.
+
+    >>> block = VGGBlock(num_convs=2, out_channels=16)
+    >>> block.init_with_output(jax.random.key(0), jnp.ones((1, 8, 8, 3)))[0].shape
+    (1, 4, 4, 16)
+    """
+
+    num_convs: int
+    out_channels: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return the block's feature maps."""
+        for i in range(self.num_convs):
+            conv = Conv(self.out_channels, 3, padding=1, dtype=self.dtype, name=f"conv{i + 1}")
+            x = nn.relu(conv(x))
+        return max_pool(x, 2)
+
+
+class VGG(nn.Module):
+    """Blocks, then two hidden layers of 4096 units with dropout; images to logits.
+
+    Maps [N, H, W, C] to [N, num_classes] in float32. Each block halves H and W (rounding down), so
+    five blocks need at least 32 x 32 pixels.
+
+    Attributes:
+        arch: (convolutions, channels) of each block, such as `VGG11`.
+        num_classes: number of logits.
+        dropout_rate: share of hidden units dropped in training.
+        dtype: of the computation; parameters and logits are float32.
+        axis_name: unused (there is no BatchNorm); every model has it.
+
+    Raises:
+        ValueError: if the images are too small for the number of blocks.
+
+    >>> model = VGG(arch=((1, 4), (1, 8)))
+    >>> variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    >>> list(variables["params"])
+    ['block1', 'block2', 'dense1', 'dense2', 'dense3']
+    """
+
+    arch: Sequence[tuple[int, int]]
+    num_classes: int = 10
+    dropout_rate: float = 0.5
+    dtype: Any = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Return the logits of images x; with `train`, dropout draws from the 'dropout' key."""
+        for i, (num_convs, out_channels) in enumerate(self.arch, start=1):
+            x = VGGBlock(num_convs, out_channels, dtype=self.dtype, name=f"block{i}")(x)
+        x = x.reshape(x.shape[0], -1)
+        for i in (1, 2):
+            x = nn.relu(Dense(4096, dtype=self.dtype, name=f"dense{i}")(x))
+            x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        x = Dense(self.num_classes, dtype=self.dtype, name="dense3")(x)
+        return x.astype(jnp.float32)

@@ -1,0 +1,41 @@
+"""A small real part of Fashion-MNIST that ships with the package.
+
+2,000 training and 1,000 test images, as many of each class, drawn at random (seed 0) from the
+verified published files by `jaxcnn/data/draw_sample.py`.
+"""
+
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from jaxcnn.data.fashion_mnist import CLASS_NAMES
+from jaxcnn.data.split import Split, check_split
+
+SAMPLE_FILE = "fashion_mnist_sample.npz"
+
+
+def load_fashion_mnist_sample(
+    split: str, data_dir: str | Path | None = None, data_source: str | Path | None = None
+) -> Split:
+    """Load the bundled sample.
+
+    Args:
+        split: 'train' (2,000 examples) or 'test' (1,000).
+        data_dir: unused; every loader takes it.
+        data_source: unused; every loader takes it.
+
+    Returns:
+        Images, uint8 [N, 28, 28, 1], labels, int32 [N], and the ten class names.
+
+    Raises:
+        ValueError: if the split does not exist.
+
+    >>> load_fashion_mnist_sample("train").images.shape
+    (2000, 28, 28, 1)
+    """
+    check_split(split)
+    path = resources.files("jaxcnn.data") / SAMPLE_FILE
+    with path.open("rb") as file, np.load(file) as arrays:
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+    return Split(images[..., None], labels.astype(np.int32), CLASS_NAMES)

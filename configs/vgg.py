@@ -1,0 +1,15 @@
+"""vgg
+
+python train.py --config configs/vgg.py
+"""
+
+from jaxcnn.config import apply_variant, get_default_config
+
+
+def get_config(variant: str = ""):
+    """Return the config of the full run or of the variant 'smoke'."""
+    config = get_default_config()
+    config.model = "vgg"
+    config.image_size = 224
+    config.learning_rate = 0.01
+    return apply_variant(config, variant, smoke_image_size=32)

@@ -1,0 +1,233 @@
+"""Every setting of a run: its default, its meaning and what it may be."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from jaxcnn.errors import ConfigError, did_you_mean
+from jaxcnn.models import MODELS, create_model
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
+
+
+def get_default_config() -> ConfigDict:
+    """Return the defaults, which are the notebook's for LeNet. The config is locked: no new keys.
+
+    >>> get_default_config().batch_size
+    128
+    """
+    config = ConfigDict()
+
+    # What is trained
+    config.model = "lenet"  # a key of jaxcnn.MODELS
+    config.num_classes = 10  # logits; at least the classes of the data set
+    config.dtype = "float32"  # of the computation; bfloat16 keeps float32 parameters; or float64
+
+    # On what
+    config.dataset = "fashion_mnist"  # a key of jaxcnn.data.DATASETS
+    config.data_dir = ""  # TFDS's data directory; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets
+    config.data_source = ""  # folder with the published files; "": Debian's package, else download
+    config.image_size = 28  # pixels; images are resized to this square
+    config.max_train_examples = 0  # use only the first so many; 0: all
+    config.max_test_examples = 0  # use only the first so many; 0: all
+
+    # How
+    config.batch_size = 128  # examples per step, over all devices
+    config.num_epochs = 10  # passes over the training set
+    config.learning_rate = 0.1  # of stochastic gradient descent
+    config.momentum = 0.0  # share of the last update that is kept; 0: plain gradient descent
+    config.weight_decay = 0.0  # times each parameter is added to its gradient
+    config.seed = 0  # of weights, order and dropout: the same seed gives the same run
+
+    # Where
+    config.num_devices = 0  # devices to share each batch; 0: all
+    config.steps_per_dispatch = 0  # training steps per call of the program; 0: 1 on CPU, else 50
+
+    return config.lock()
+
+
+def smoke(config: ConfigDict, image_size: int) -> ConfigDict:
+    """Return the config cut down to seconds, on the bundled sample: to see that it runs.
+
+    Args:
+        config: what to cut down; it is changed.
+        image_size: pixels; the smallest that the model takes will do.
+
+    >>> smoke(get_default_config(), image_size=28).dataset
+    'fashion_mnist_sample'
+    """
+    config.dataset = "fashion_mnist_sample"
+    config.image_size = image_size
+    config.batch_size = 32
+    config.num_epochs = 2
+    config.max_train_examples = 240  # 7 full batches and one of 16
+    config.max_test_examples = 200
+    return config
+
+
+def apply_variant(config: ConfigDict, variant: str, smoke_image_size: int) -> ConfigDict:
+    """Return the config that `configs/NAME.py:VARIANT` asks for.
+
+    Args:
+        config: the full run; it is changed.
+        variant: '' for the full run or 'smoke'.
+        smoke_image_size: see `smoke`.
+
+    Raises:
+        ConfigError: if the variant is neither.
+
+    >>> apply_variant(get_default_config(), "smoke", smoke_image_size=28).num_epochs
+    2
+    """
+    if variant == "smoke":
+        return smoke(config, smoke_image_size)
+    if variant:
+        raise ConfigError(f"unknown variant {variant!r} of the config file; accepted: 'smoke'")
+    return config
+
+
+def validate_config(config: ConfigDict) -> None:
+    """Check every value on its own and against the model; nothing is loaded or compiled.
+
+    Raises:
+        ConfigError: one line that names the key, what was given and what is accepted.
+
+    >>> config = get_default_config()
+    >>> config.num_epochs = 0
+    >>> validate_config(config)
+    Traceback (most recent call last):
+    jaxcnn.errors.ConfigError: config.num_epochs is 0; it must be at least 1
+    """
+    from jaxcnn.data import DATASETS  # here, so that importing jaxcnn loads no data code
+
+    check_keys(config)
+    _check_types(config, get_default_config())
+    _check_choice("model", config.model, MODELS)
+    _check_choice("dataset", config.dataset, DATASETS)
+    _check_choice("dtype", config.dtype, DTYPES)
+    for key in ("num_classes", "image_size", "batch_size", "num_epochs"):
+        _check_number(key, config[key], at_least=1)
+    for key in ("max_train_examples", "max_test_examples", "num_devices", "steps_per_dispatch"):
+        _check_number(key, config[key], at_least=0)
+    _check_number("learning_rate", config.learning_rate, above=0)
+    _check_number("momentum", config.momentum, at_least=0, below=1)
+    _check_number("weight_decay", config.weight_decay, at_least=0)
+    _check_number("seed", config.seed, at_least=0, below=2**32)
+    _check_devices(config.num_devices)
+    if config.dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise ConfigError(
+            "config.dtype is 'float64', which JAX computes only if the environment has "
+            "JAX_ENABLE_X64=1; set it, or use float32 or bfloat16"
+        )
+    _check_image_size(config)
+
+
+def check_keys(keys: Iterable[str]) -> None:
+    """Check that every key is one of the config's.
+
+    Raises:
+        ConfigError: with the nearest key.
+
+    >>> check_keys(["num_epoch"])
+    Traceback (most recent call last):
+    jaxcnn.errors.ConfigError: unknown key config.num_epoch (did you mean 'num_epochs'?); known: ...
+    """
+    known = list(get_default_config())
+    for key in keys:
+        if key not in known:
+            raise ConfigError(
+                f"unknown key config.{key}{did_you_mean(key, known)}; known: {', '.join(known)}"
+            )
+
+
+def check_batches(batch_size: int, num_examples: int, num_devices: int) -> None:
+    """Check that every batch of an epoch, the last one too, can be shared equally.
+
+    Args:
+        batch_size: examples per step.
+        num_examples: in the training set.
+        num_devices: that share each batch.
+
+    Raises:
+        ConfigError: with the nearest batch size that would do.
+
+    >>> check_batches(batch_size=128, num_examples=60000, num_devices=8)
+    """
+
+    def fits(size: int) -> bool:
+        return size % num_devices == 0 and num_examples % size % num_devices == 0
+
+    if batch_size > num_examples:
+        raise ConfigError(
+            f"config.batch_size is {batch_size}, but there are only {num_examples} training "
+            "examples; give a batch size of at most that"
+        )
+    if fits(batch_size):
+        return
+    nearest = sorted(range(1, num_examples + 1), key=lambda size: abs(size - batch_size))
+    advice = next((f"batch_size={size}" for size in nearest if fits(size)), "other num_devices")
+    last = num_examples % batch_size
+    raise ConfigError(
+        f"config.batch_size is {batch_size}, with a last batch of {last or batch_size}: "
+        f"{num_devices} devices cannot share both equally; try {advice} or fewer num_devices"
+    )
+
+
+def _check_types(config: ConfigDict, defaults: ConfigDict) -> None:
+    for key, default in defaults.items():
+        if key not in config:
+            raise ConfigError(f"config.{key} is missing; start from jaxcnn.get_default_config()")
+        expected = type(default)
+        if type(config[key]) is not expected:
+            raise ConfigError(
+                f"config.{key} is {config[key]!r} ({type(config[key]).__name__}); it must be "
+                f"{expected.__name__}"
+            )
+
+
+def _check_choice(key: str, value: str, choices: Any) -> None:
+    if value not in choices:
+        hint = did_you_mean(value, choices)
+        raise ConfigError(f"config.{key} is {value!r}{hint}; accepted: {', '.join(choices)}")
+
+
+def _check_number(
+    key: str,
+    value: float,
+    at_least: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> None:
+    if value >= at_least and above < value < below:  # false for nan as well
+        return
+    bounds = [
+        f"{words} {bound:,}"
+        for words, bound in (("at least", at_least), ("above", above), ("below", below))
+        if math.isfinite(bound)
+    ] or ["finite"]
+    raise ConfigError(f"config.{key} is {value}; it must be {' and '.join(bounds)}")
+
+
+def _check_devices(num_devices: int) -> None:
+    if num_devices > jax.local_device_count():
+        raise ConfigError(
+            f"config.num_devices is {num_devices}, but there are {jax.local_device_count()} "
+            f"({jax.default_backend()}); give at most that many, or 0 for all"
+        )
+
+
+def _check_image_size(config: ConfigDict) -> None:
+    """Trace the model on the shape alone: its layers know which images are too small."""
+    images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 1), jnp.float32)
+    model = create_model(config.model, num_classes=config.num_classes)
+    try:
+        jax.eval_shape(model.init, jax.random.key(0), images)
+    except ValueError as error:
+        raise ConfigError(
+            f"config.image_size is {config.image_size}, too small for model {config.model!r}: "
+            f"{error}"
+        ) from error

@@ -1,0 +1,5 @@
+"""Looking at a run: its curves."""
+
+from jaxcnn.inspect.figures import plot_curves
+
+__all__ = ["plot_curves"]

@@ -1,0 +1,97 @@
+"""What a person sees while a run trains: a live line in a terminal, plain lines elsewhere."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from jaxcnn.train.logs import Row
+
+_PLAIN_SECONDS = 30.0  # between two lines within an epoch where the output is no terminal
+
+
+class Display:
+    """Live progress of a run; a context manager.
+
+    Args:
+        first_step: steps that the run has behind it.
+        num_steps: steps of the whole run.
+        num_epochs: epochs of the whole run.
+        console: where to write; standard output unless given.
+    """
+
+    def __init__(
+        self, first_step: int, num_steps: int, num_epochs: int, console: Console | None = None
+    ):
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self._num_steps, self._num_epochs = num_steps, num_epochs
+        self._last_line = time.monotonic()
+        self._live = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=20),
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
+            console=self.console,
+            transient=True,
+            refresh_per_second=4,
+            disable=not self.console.is_terminal,
+            speed_estimate_period=600,
+        )
+        self._task = self._live.add_task(
+            "", total=num_steps, completed=first_step, epoch=f"-/{num_epochs}", numbers=""
+        )
+
+    def __enter__(self) -> "Display":
+        self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self.console.print(text, markup=False)
+
+    def step(self, epoch: int, step: int, rate: float, loss: float, accuracy: float) -> None:
+        """Show the latest step whose metrics are known.
+
+        Args:
+            epoch: from 1.
+            step: optimizer steps of the whole run.
+            rate: images per second in this epoch.
+            loss: mean of this epoch so far.
+            accuracy: likewise.
+        """
+        numbers = f"{rate:,.0f} images/s  loss {loss:.4f}  accuracy {accuracy:.4f}"
+        if self.console.is_terminal:
+            self._live.update(
+                self._task, completed=step, epoch=f"{epoch}/{self._num_epochs}", numbers=numbers
+            )
+        elif time.monotonic() - self._last_line > _PLAIN_SECONDS:
+            self._last_line = time.monotonic()
+            self.say(f"epoch {epoch}/{self._num_epochs}  step {step}/{self._num_steps}  {numbers}")
+
+    def epoch(self, row: Row) -> None:
+        """Print the row of a finished epoch."""
+        self._last_line = time.monotonic()
+        self.say(
+            f"epoch {row['epoch']}/{self._num_epochs}  step {row['step']}  "
+            f"train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.4f}  "
+            f"test loss {row['test_loss']:.4f} accuracy {row['test_accuracy']:.4f}  "
+            f"{row['images_per_second']:,.0f} images/s"
+        )

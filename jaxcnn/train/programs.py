@@ -1,0 +1,200 @@
+"""The compiled programs of a run, over data that stay on the devices.
+
+A program finds its place in the data from the step count in the state, so the host sends nothing
+per step. On CPU one call is one step, because XLA runs a convolution inside a loop on one thread
+and many times slower; on GPU and TPU one call is many steps.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax import lax
+from ml_collections import ConfigDict
+
+from jaxcnn.config import DTYPES
+from jaxcnn.data import Split, epoch_batches, preprocess
+from jaxcnn.train.metrics import Metrics
+from jaxcnn.train.parallel import DataParallel
+from jaxcnn.train.state import TrainState
+from jaxcnn.train.step import eval_step, train_step
+
+TrainCall = Callable[[TrainState], tuple[TrainState, Metrics]]
+
+
+class DeviceData(NamedTuple):
+    """Images, uint8 [N, H, W, C], and labels, int32 [N], on every device."""
+
+    images: jax.Array | np.ndarray
+    labels: jax.Array | np.ndarray
+
+
+class Programs:
+    """Train and evaluate on the devices; compiled when made.
+
+    Attributes:
+        compile_seconds: what compiling took.
+        steps_per_epoch: the last, smaller batch counted.
+        steps_per_call: training steps per call of the program, at most.
+
+    Args:
+        config: of the run.
+        parallel: the devices.
+        model: maps images to logits; built with the same axis name as `parallel`.
+        optimizer: the one that made the state.
+        train: the training set.
+        test: the test set.
+        state: of the run, on the devices; only its shapes matter.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        parallel: DataParallel,
+        model: nn.Module,
+        optimizer: optax.GradientTransformation,
+        train: Split,
+        test: Split,
+        state: TrainState,
+    ):
+        self._config, self._parallel = config, parallel
+        self._num_train = len(train.labels)
+        self._train_data = parallel.replicate(DeviceData(train.images, train.labels))
+        self._test_data = parallel.replicate(DeviceData(test.images, test.labels))
+        self._test_batches = padded_batches(len(test.labels), config.batch_size)
+        self._test_indices = parallel.share(self._test_batches)
+        self._test_start = parallel.replicate((Metrics.zeros(), jnp.zeros((), jnp.int32)))
+        self._train_step = partial(
+            train_step,
+            model=model,
+            optimizer=optimizer,
+            seed=config.seed,
+            axis_name=parallel.axis_name,
+        )
+        self._eval_step = partial(eval_step, model=model, axis_name=parallel.axis_name)
+        self._epoch_batches = jax.jit(epoch_batches, static_argnums=(2, 3))
+        self.steps_per_epoch = -(-self._num_train // config.batch_size)
+        self.steps_per_call = config.steps_per_dispatch or (1 if parallel.platform == "cpu" else 50)
+        self._compile(state)
+
+    def _compile(self, state: TrainState) -> None:
+        start = time.perf_counter()
+        self._train_programs = [
+            self._parallel.compile(
+                self._train_program,
+                state,
+                self._train_data,
+                self._parallel.share(part),
+                donate=(0,),
+            )
+            for part in self._epoch(0)
+        ]
+        self._eval_program = self._parallel.compile(
+            self._evaluation_program, state, *self._test_start, self._test_data, self._test_indices
+        )
+        self.compile_seconds = time.perf_counter() - start
+
+    def train_epoch(self, step: int) -> Iterator[TrainCall]:
+        """Yield the calls that train to the end of an epoch; each takes the state of the last.
+
+        A call takes over the memory of the state it is given, and returns before the device is
+        done. Its metrics have one entry per step, with zeros for steps that it did not take.
+
+        Args:
+            step: the step count of the state that the first call is given.
+        """
+        epoch, position = divmod(step, self.steps_per_epoch)
+        for program, part in zip(self._train_programs, self._epoch(epoch), strict=True):
+            batches = self._parallel.share(part)
+
+            def call(state: TrainState, program=program, batches=batches):
+                return program(state, self._train_data, batches)
+
+            while position < len(part):
+                yield call
+                position += min(self.steps_per_call, len(part) - position)
+            position -= len(part)
+
+    def evaluate(self, state: TrainState) -> Metrics:
+        """Return the metrics over the test set, each example counted once."""
+        total, position = self._test_start
+        for _ in range(0, len(self._test_batches), self.steps_per_call):
+            total, position = self._eval_program(
+                state, total, position, self._test_data, self._test_indices
+            )
+        return total
+
+    def _epoch(self, epoch: int) -> list[np.ndarray]:
+        """Return the indices of the full batches, and of the last one if it is smaller."""
+        config = self._config
+        parts = self._epoch_batches(config.seed, epoch, self._num_train, config.batch_size)
+        return [np.asarray(part) for part in parts if part.size]
+
+    def _batch(self, data: DeviceData, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Gather and preprocess a batch."""
+        images = jnp.take(data.images, indices, axis=0, mode="clip")
+        labels = jnp.take(data.labels, indices, axis=0, mode="clip")
+        return preprocess(images, self._config.image_size, DTYPES[self._config.dtype]), labels
+
+    def _train_program(
+        self, state: TrainState, data: DeviceData, batches: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        """Take the next steps among `batches`, int32 [S, B]: the full ones or the last one."""
+        last = batches.shape[0] - 1
+
+        def position(state: TrainState) -> jax.Array:
+            return jnp.minimum(state.step % self.steps_per_epoch, last)
+
+        def take_step(state: TrainState) -> tuple[TrainState, Metrics]:
+            return self._train_step(state, *self._batch(data, batches[position(state)]))
+
+        if self.steps_per_call == 1:
+            state, metrics = take_step(state)
+            return state, jax.tree.map(lambda x: x[None], metrics)
+
+        def body(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            state, rows = carry
+            state, metrics = take_step(state)
+            return state, jax.tree.map(lambda row, x: row.at[i].set(x), rows, metrics)
+
+        count = jnp.minimum(self.steps_per_call, last + 1 - position(state))
+        return lax.fori_loop(0, count, body, (state, Metrics.zeros((self.steps_per_call,))))
+
+    def _evaluation_program(
+        self,
+        state: TrainState,
+        total: Metrics,
+        position: jax.Array,
+        data: DeviceData,
+        batches: jax.Array,
+    ) -> tuple[Metrics, jax.Array]:
+        """Add the metrics of the next of `batches`, int32 [S, B], -1 for padding, to a total."""
+
+        def add_batch(_: int | jax.Array, carry: tuple[Metrics, jax.Array]):
+            total, position = carry
+            images, labels = self._batch(data, batches[position])
+            weights = (batches[position] >= 0).astype(jnp.float32)
+            return total + self._eval_step(state, images, labels, weights), position + 1
+
+        if self.steps_per_call == 1:
+            return add_batch(0, (total, position))
+        count = jnp.minimum(self.steps_per_call, batches.shape[0] - position)
+        return lax.fori_loop(0, count, add_batch, (total, position))
+
+
+def padded_batches(num_examples: int, batch_size: int) -> np.ndarray:
+    """Return indices that visit each example once, padded with -1 to full batches.
+
+    >>> padded_batches(5, 3)
+    array([[ 0,  1,  2],
+           [ 3,  4, -1]], dtype=int32)
+    """
+    indices = np.full((-(-num_examples // batch_size), batch_size), -1, np.int32)
+    indices.flat[:num_examples] = np.arange(num_examples)
+    return indices

@@ -1,0 +1,73 @@
+"""What a run carries from step to step, and what a checkpoint holds."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from jax.typing import DTypeLike
+
+from jaxcnn.keys import Purpose, derive_key
+
+
+class TrainState(struct.PyTreeNode):
+    """The state of training; a pytree.
+
+    Attributes:
+        step: int32 scalar, optimizer steps taken.
+        params: the model's parameters.
+        batch_stats: BatchNorm's running averages; empty for a model without BatchNorm.
+        opt_state: the optimizer's state.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The variables to call the model with: `model.apply(state.variables, images)`."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def create_train_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    image_shape: tuple[int, int, int],
+    seed: int = 0,
+    dtype: DTypeLike = jnp.float32,
+) -> TrainState:
+    """Initialise a model and its optimizer.
+
+    Args:
+        model: maps images to logits.
+        optimizer: an Optax transformation.
+        image_shape: (H, W, C) of one image.
+        seed: of the weights.
+        dtype: of the parameters and running averages; less precise than float32 counts as float32.
+
+    >>> from jaxcnn.models import LeNet
+    >>> state = create_train_state(LeNet(), optax.sgd(0.1), (28, 28, 1))
+    >>> int(state.step), state.params["conv1"]["kernel"].shape
+    (0, (5, 5, 1, 6))
+    """
+
+    def init() -> TrainState:
+        key = derive_key(seed, Purpose.INIT)
+        images = jnp.zeros((1, *image_shape), jnp.float32)
+        variables = jax.tree.map(
+            lambda x: x.astype(jnp.promote_types(x.dtype, dtype)),
+            model.init(key, images, train=False),
+        )
+        params = variables["params"]
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=optimizer.init(params),
+        )
+
+    return jax.jit(init)()

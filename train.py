@@ -1,0 +1,83 @@
+"""Train a model: `python train.py --config configs/lenet.py [--workdir DIR] [--config.key=value]`.
+
+Run the same command again, and it goes on where it stopped.
+"""
+
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from jaxcnn.config import check_keys
+from jaxcnn.errors import JaxcnnError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/lenet.py.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; by default runs/ and the name of the config file."
+)
+
+
+def main(argv: list[str]) -> None:
+    """Train with the config that the flags give."""
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells much; --verbosity=0 shows it
+    from jaxcnn.train import train_and_evaluate  # after the flags, which may be wrong
+
+    try:
+        train_and_evaluate(CONFIG.value, WORKDIR.value or default_workdir())
+    except JaxcnnError as error:
+        fail(error)
+
+
+def default_workdir() -> Path:
+    """Return runs/resnet18 for configs/resnet18.py, runs/resnet18-smoke for its variant."""
+    path, variant = config_file()
+    return Path("runs") / "-".join(filter(None, (path.stem, variant)))
+
+
+def config_file() -> tuple[Path, str]:
+    """Return the path of the config file, and its variant or ''."""
+    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return Path(path), variant
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parse the flags, and load the config file; what is wrong ends in one line."""
+    prefix = "--config."
+    try:
+        check_keys(arg[len(prefix) :].split("=")[0] for arg in argv if arg.startswith(prefix))
+        rest = flags.FLAGS(argv)
+    except Exception as error:  # a config file may raise anything
+        fail(explain(error))
+    if len(rest) > 1:
+        fail(f"unexpected argument {rest[1]!r}; see train.py --help")
+    if CONFIG.value is None:
+        fail("no --config given; give a file, such as --config configs/lenet.py")
+    path, _ = config_file()
+    if not path.is_file():
+        fail(f"the config file '{path}' does not exist; see configs/ for those that do")
+    if not isinstance(CONFIG.value, ConfigDict):
+        fail(f"get_config() in '{path}' must return a ConfigDict, as those in configs/ do")
+    return rest
+
+
+def explain(error: BaseException) -> str:
+    """Return one line: a wrong flag's own message, or what went wrong in the config file."""
+    if isinstance(error, JaxcnnError | flags.Error) and "config file" not in f"{error}":
+        return f"{error}"
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    last_line = f"{type(error).__name__}: {error}".strip().splitlines()[-1].strip()
+    return f"the config file fails: {last_line}"
+
+
+def fail(reason: object) -> NoReturn:
+    """Print why, and exit with 2."""
+    print(f"train.py: {reason}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -39,9 +39,10 @@ def preprocess(
 ) -> jax.Array:
     """Resize images and scale them to [0, 1].
 
-    The resize is bilinear (antialiased when it shrinks), computed in float32. The notebook's
-    transform, torchvision's on a PIL image, is the same one rounded to whole grey levels, so the
-    two differ by at most about half a grey level (0.002).
+    The resize is the notebook's, torchvision's on a PIL image: bilinear, antialiased when it
+    shrinks, along the rows and then along the columns, rounded to whole grey levels after each.
+    Halves are rounded up, where Pillow's fixed-point sums may fall just below: from 28 to 96 pixels
+    0.7 % of the pixels of Fashion-MNIST differ by one grey level (0.004), from 28 to 224 none.
 
     Args:
         images: uint8 [N, H, W, C].
@@ -56,6 +57,8 @@ def preprocess(
     """
     x = images.astype(jnp.float32)
     if image_size is not None and images.shape[1:3] != (image_size, image_size):
-        shape = (images.shape[0], image_size, image_size, images.shape[3])
-        x = jax.image.resize(x, shape, method="bilinear", antialias=True)
+        batch, height, _, channels = images.shape
+        for size in ((height, image_size), (image_size, image_size)):
+            x = jax.image.resize(x, (batch, *size, channels), method="bilinear", antialias=True)
+            x = jnp.floor(x + 0.5)
     return (x / 255.0).astype(dtype)

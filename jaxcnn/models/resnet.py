@@ -91,8 +91,8 @@ class ResNet(nn.Module):
 
     >>> model = ResNet(arch=((1, 4), (1, 8)))
     >>> variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 1)))
-    >>> list(variables["params"])
-    ['b1_conv', 'b1_bn', 'b2_0', 'b3_0', 'last']
+    >>> sorted(variables["params"])
+    ['b1_bn', 'b1_conv', 'b2_0', 'b3_0', 'last']
     """
 
     arch: Sequence[tuple[int, int]]
@@ -104,7 +104,8 @@ class ResNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Return the logits of images x; with `train`, BatchNorm uses and updates the batch's."""
         common = {"dtype": self.dtype, "axis_name": self.axis_name}
-        x = Conv(64, 7, strides=2, padding=3, dtype=self.dtype, name="b1_conv")(x)
+        stem_channels = self.arch[0][1]  # the first stage adds the stem's output to its own
+        x = Conv(stem_channels, 7, strides=2, padding=3, dtype=self.dtype, name="b1_conv")(x)
         x = nn.relu(BatchNorm(use_running_average=not train, name="b1_bn", **common)(x))
         x = max_pool(x, 3, strides=2, padding=1)
         for stage, (num_residuals, channels) in enumerate(self.arch):

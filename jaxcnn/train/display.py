@@ -86,6 +86,10 @@ class Display:
             self._last_line = time.monotonic()
             self.say(f"epoch {epoch}/{self._num_epochs}  step {step}/{self._num_steps}  {numbers}")
 
+    def evaluating(self) -> None:
+        """Show that the epoch's steps are done and the test set is being evaluated."""
+        self._live.update(self._task, numbers="evaluating")
+
     def epoch(self, row: Row) -> None:
         """Print the row of a finished epoch."""
         self._last_line = time.monotonic()

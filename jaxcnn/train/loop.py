@@ -63,6 +63,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> TrainState:
             display.say(f"compiled in {compile_seconds:.1f} s")
         while step < num_steps:
             state, row, step_rows = _train_epoch(programs, state, step, display)
+            display.evaluating()
             row |= _evaluate(programs, state) | {"compile_seconds": compile_seconds}
             step, compile_seconds = row["step"], 0.0
             run.keep(state, row, step_rows)
@@ -141,13 +142,13 @@ def _describe(
     folder: Path,
 ) -> str:
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    kind = parallel.devices[0].device_kind
+    devices = f"{len(parallel.devices)} x {parallel.devices[0].device_kind}"
     return (
         f"{config.model}: {parameters:,} parameters, images of {config.image_size} x "
         f"{config.image_size} pixels\n"
         f"{config.dataset}: {len(train.labels):,} training and {len(test.labels):,} test images\n"
-        f"{len(parallel.devices)} device(s): {kind}; batches of {config.batch_size}, "
-        f"{config.num_epochs} epochs, seed {config.seed}\n"
+        f"{devices}; batches of {config.batch_size}, {config.num_epochs} epoch(s), seed "
+        f"{config.seed}\n"
         f"results in {folder}"
     )
 

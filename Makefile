@@ -1,0 +1,43 @@
+# `make train` and `make test` are all it takes; README.md has the same steps without make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEBIAN := sh .ci/debian
+
+.PHONY: train test test-slow lint data sample clean
+
+# LeNet for ten epochs on Fashion-MNIST; only here does the bundled sample stand in for data that
+# cannot be had, and it says so.
+train: $(VENV)/installed data
+	@if $(BIN)/python -m jaxcnn.data; then \
+	  $(BIN)/python train.py --config configs/lenet.py; \
+	else \
+	  echo '*** Fashion-MNIST cannot be had here (see above).'; \
+	  echo '*** Training on the bundled SAMPLE of 2,000 images instead: expect a poor accuracy.'; \
+	  $(BIN)/python train.py --config configs/lenet.py --workdir runs/lenet-sample \
+	    --config.dataset=fashion_mnist_sample; \
+	fi
+
+test: $(VENV)/installed data
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/installed data
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Debian's copy of the published files, where apt-get may install it and nothing is there yet.
+data: $(VENV)/installed
+	@$(BIN)/python -m jaxcnn.data --check || $(DEBIAN) dataset-fashion-mnist || true
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(DEBIAN) python3-venv
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,78 @@
+"""train.py as a person meets it, each time in a process of its own."""
+
+import pytest
+
+
+def test_smoke_run_prints_its_progress_and_its_results(run_python, tmp_path):
+    result = run_python("train.py", "--config=configs/lenet.py:smoke", f"--workdir={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    assert lines[0] == "lenet: 61,706 parameters, images of 28 x 28 pixels"
+    assert sum(line.startswith("epoch ") for line in lines) == 2
+    assert lines[-2].startswith("done: test accuracy")
+    assert str(tmp_path / "curves.png") in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "no --config given"),
+        (["--config=none.py"], "'none.py' does not exist"),
+        (["--config=configs/lenet.py:smoky"], "unknown variant 'smoky'"),
+        (["--config=configs/lenet.py", "--config.num_epoch=1"], "did you mean 'num_epochs'"),
+        (["--config=configs/lenet.py", "--config.num_epochs=x"], "num_epochs=x"),
+        (["--config=configs/lenet.py", "--config.num_epochs=1.5"], "num_epochs=1.5"),
+        (["--config=configs/lenet.py", "--config.num_epochs=0"], "at least 1"),
+        (["--config=configs/lenet.py", "--nonsense"], "'nonsense'"),
+        (["--config=configs/lenet.py", "nonsense"], "unexpected argument 'nonsense'"),
+        (["--config=configs/lenet.py", "--workdir=/proc/none"], "cannot write"),
+        (["--config=configs/lenet.py", "--config.data_source=/none"], "not a folder"),
+        (["--config=configs/lenet.py:smoke", "--config.batch_size=999"], "only 240"),
+    ],
+)
+def test_wrong_calls_end_in_one_line(run_python, arguments, words):
+    result = run_python("train.py", *arguments)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("train.py: ")
+    assert words in result.stderr
+    assert "compiled" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("raise RuntimeError('boom')", "RuntimeError: boom"),
+        ("def get_config(): return 3", "must return a ConfigDict"),
+        ("def get_config(:", "SyntaxError"),
+    ],
+)
+def test_wrong_config_files_end_in_one_line(run_python, tmp_path, source, words):
+    path = tmp_path / "wrong.py"
+    path.write_text(source)
+    result = run_python("train.py", f"--config={path}")
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert words in result.stderr
+
+
+def test_importing_jaxcnn_is_light(run_python):
+    heavy = "{'tensorflow', 'torch', 'tensorflow_datasets', 'orbax', 'matplotlib'}"
+    result = run_python("-c", f"import jaxcnn, sys; assert not {heavy} & set(sys.modules)")
+    assert result.returncode == 0, result.stderr
+
+
+def test_training_loads_no_tensorflow_and_no_torch(run_python, tmp_path):
+    code = (
+        "import sys, jaxcnn; from jaxcnn.config import smoke;"
+        "config = smoke(jaxcnn.get_default_config(), 28); config.num_epochs = 1;"
+        f"jaxcnn.train.train_and_evaluate(config, {str(tmp_path)!r});"
+        "assert not {'tensorflow', 'torch'} & set(sys.modules)"
+    )
+    result = run_python("-c", code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_prepare_command_says_whether_the_data_are_there(run_python, tmp_path, published_files):
+    assert run_python("-m", "jaxcnn.data", "--check").returncode == 0

@@ -1,0 +1,158 @@
+"""Configs: every key is read, every file holds, and each wrong value ends in one line."""
+
+import re
+
+import pytest
+
+from conftest import ROOT
+from jaxcnn.config import check_batches, get_default_config, validate_config
+from jaxcnn.errors import ConfigError
+from jaxcnn.models import MODELS
+from jaxcnn.train.workdir import MAY_CHANGE
+
+FILES = sorted(ROOT.glob("configs/*.py"))
+# The notebook's: model, image size, learning rate; batch 128, ten epochs, plain SGD for all.
+NOTEBOOK = {
+    "lenet": (28, 0.1),
+    "lenet_modern": (28, 0.1),
+    "vgg": (224, 0.01),
+    "vgg11": (224, 0.01),
+    "resnet18": (96, 0.01),
+}
+
+
+def load(path, *variant):
+    names: dict = {}
+    exec(path.read_text(), names)
+    return names["get_config"](*variant)
+
+
+def test_every_key_is_read_outside_the_config():
+    sources = [p for p in ROOT.glob("jaxcnn/**/*.py") if p.name != "config.py"]
+    text = "\n".join(p.read_text() for p in sources)
+    for key in get_default_config():
+        assert re.search(rf"\bconfig\.{key}\b", text), key
+
+
+def test_every_key_is_explained():
+    source = (ROOT / "jaxcnn" / "config.py").read_text()
+    for key in get_default_config():
+        assert re.search(rf"config\.{key} = .+  # .{{10,}}", source), key
+
+
+def test_every_model_has_a_config_file():
+    assert {p.stem for p in FILES} == set(MODELS) == set(NOTEBOOK)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_config_files_are_the_notebooks(path):
+    config = load(path)
+    validate_config(config)
+    assert config.model == path.stem
+    assert (config.image_size, config.learning_rate) == NOTEBOOK[path.stem]
+    assert (config.batch_size, config.num_epochs) == (128, 10)
+    assert (config.momentum, config.weight_decay) == (0, 0)
+    assert config.dataset == "fashion_mnist"
+    assert f"python train.py --config configs/{path.name}" in path.read_text()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_smoke_variants_hold(path):
+    config = load(path, "smoke")
+    validate_config(config)
+    assert config.dataset == "fashion_mnist_sample"
+    for devices in (1, 2, 4, 8):
+        check_batches(config.batch_size, config.max_train_examples, devices)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_unknown_variant_is_refused(path):
+    with pytest.raises(ConfigError, match=r"'smoky'.*'smoke'"):
+        load(path, "smoky")
+
+
+def test_unknown_key_is_refused_when_set():
+    with pytest.raises(AttributeError, match="num_epochs"):
+        get_default_config().num_epoch = 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("model", "lenett", "did you mean 'lenet'"),
+        ("dataset", "mnist", "accepted: fashion_mnist, fashion_mnist_sample"),
+        ("dtype", "float16", "bfloat16"),
+        ("dtype", "float64", "JAX_ENABLE_X64"),
+        ("num_classes", 0, "at least 1"),
+        ("image_size", 0, "at least 1"),
+        ("image_size", 11, "too small for model 'lenet'"),
+        ("batch_size", 0, "at least 1"),
+        ("num_epochs", 0, "config.num_epochs is 0; it must be at least 1"),
+        ("num_epochs", -1, "at least 1"),
+        ("max_train_examples", -1, "at least 0"),
+        ("max_test_examples", -1, "at least 0"),
+        ("learning_rate", 0.0, "above 0"),
+        ("learning_rate", float("nan"), "above 0"),
+        ("learning_rate", float("inf"), "above 0"),
+        ("momentum", 1.0, "at least 0 and below 1"),
+        ("momentum", -0.1, "at least 0"),
+        ("weight_decay", -0.1, "at least 0"),
+        ("seed", -1, "at least 0"),
+        ("seed", 2**32, "below 4,294,967,296"),
+        ("num_devices", 9, "there are 8"),
+        ("num_devices", -1, "at least 0"),
+        ("steps_per_dispatch", -1, "at least 0"),
+    ],
+)
+def test_wrong_values_are_refused_in_one_line(key, value, words):
+    config = get_default_config()
+    config[key] = value
+    with pytest.raises(ConfigError) as error:
+        validate_config(config)
+    assert f"config.{key}" in str(error.value)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_keys_and_types_are_refused():
+    config = get_default_config().unlock()
+    config.num_epoch = 3
+    with pytest.raises(ConfigError, match="did you mean 'num_epochs'"):
+        validate_config(config)
+    config = get_default_config().unlock()
+    del config.seed
+    with pytest.raises(ConfigError, match=r"config\.seed is missing"):
+        validate_config(config)
+    config = get_default_config()
+    with config.ignore_type():
+        config.num_epochs = True
+    with pytest.raises(ConfigError, match=r"True \(bool\); it must be int"):
+        validate_config(config)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "examples", "devices", "words"),
+    [
+        (128, 100, 1, "only 100 training examples"),
+        (32, 240, 3, "last batch of 16: 3 devices.*batch_size=33"),
+        (100, 200, 8, "last batch of 100: 8 devices"),
+        (4, 7, 8, "fewer num_devices"),
+    ],
+)
+def test_batches_that_cannot_be_shared_are_refused(batch_size, examples, devices, words):
+    with pytest.raises(ConfigError, match=words):
+        check_batches(batch_size, examples, devices)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 4, 8])
+def test_advised_batch_size_can_be_shared(devices):
+    for batch_size in range(1, 60):
+        try:
+            check_batches(batch_size, 240, devices)
+        except ConfigError as error:
+            advised = re.search(r"batch_size=(\d+)", str(error))
+            check_batches(int(advised[1]), 240, devices)
+
+
+def test_what_may_change_is_known():
+    assert set(MAY_CHANGE) <= set(get_default_config())

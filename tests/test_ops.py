@@ -1,0 +1,189 @@
+"""Ops: the notebook's printed numbers, then loop-only references over a grid, then errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+import references
+from jaxcnn import ops
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+X = jnp.arange(9.0).reshape(3, 3)
+K = jnp.arange(4.0).reshape(2, 2)
+
+
+def test_notebook_cross_correlation():
+    assert ops.corr2d(X, K).tolist() == [[19, 25], [37, 43]]
+
+
+def test_notebook_edge_detection():
+    image = jnp.ones((6, 8)).at[:, 2:6].set(0)
+    kernel = jnp.array([[1.0, -1.0]])
+    assert ops.corr2d(image, kernel).tolist() == [[0, 1, 0, 0, 0, -1, 0]] * 6
+    assert not ops.corr2d(image.T, kernel).any()
+
+
+def test_notebook_multiple_channels():
+    x, k = jnp.stack([X, X + 1]), jnp.stack([K, K + 1])
+    assert ops.corr2d_multi_in(x, k).tolist() == [[56, 72], [104, 120]]
+    assert ops.corr2d_multi_in_out(x, jnp.stack([k, k + 1, k + 2])).tolist() == [
+        [[56, 72], [104, 120]],
+        [[76, 100], [148, 172]],
+        [[96, 128], [192, 224]],
+    ]
+
+
+def test_notebook_1x1_convolution_is_a_matrix_product():
+    x, k = random(3, 3, 3), random(2, 3, 1, 1, seed=1)
+    difference = ops.corr2d_multi_in_out_1x1(x, k) - ops.corr2d_multi_in_out(x, k)
+    assert float(jnp.abs(difference).sum()) < 1e-6
+
+
+def test_notebook_pooling():
+    assert ops.pool2d(X, (2, 2)).tolist() == [[4, 5], [7, 8]]
+    assert ops.pool2d(X, (2, 2), "avg").tolist() == [[2, 3], [5, 6]]
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    assert ops.max_pool(x, 3).ravel().tolist() == [10]
+    for options in (
+        {"window": 2},
+        {"window": 3, "padding": 1, "strides": 2},
+        {"window": (2, 3), "strides": (2, 3), "padding": (0, 1)},
+    ):
+        assert ops.max_pool(x, **options)[0, :, :, 0].tolist() == [[5, 7], [13, 15]]
+    two = jnp.concatenate([x, x + 1], axis=3)
+    pooled = ops.max_pool(two, 3, padding=1, strides=2)[0]
+    assert pooled[:, :, 1].tolist() == [[6, 8], [14, 16]]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "padding", "stride", "expected"),
+    [
+        (3, 1, 1, (8, 8)),
+        ((5, 3), (2, 1), 1, (8, 8)),
+        (3, 1, 2, (4, 4)),
+        ((3, 5), (0, 1), (3, 4), (2, 2)),
+    ],
+)
+def test_notebook_padding_and_stride(kernel, padding, stride, expected):
+    kh, kw = (kernel, kernel) if isinstance(kernel, int) else kernel
+    y = ops.conv2d(jnp.ones((1, 8, 8, 1)), jnp.ones((kh, kw, 1, 1)), stride, padding)
+    assert y.shape[1:3] == expected
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (5, 7), (8, 3)])
+@pytest.mark.parametrize("kernel", [(1, 1), (1, 3), (3, 2), (3, 3)])
+def test_corr2d_matches_the_reference(shape, kernel):
+    x, k = random(*shape), random(*kernel, seed=1)
+    np.testing.assert_allclose(ops.corr2d(x, k), references.corr2d(x, k), rtol=1e-5, atol=1e-5)
+    stacked = ops.corr2d_multi_in_out(np.stack([x, -x, x]), np.stack([[k, k, k], [k, -k, 2 * k]]))
+    expected = references.corr2d_multi_in_out(
+        np.stack([x, -x, x]), np.stack([[k, k, k], [k, -k, 2 * k]])
+    )
+    np.testing.assert_allclose(stacked, expected, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_conv2d_and_pooling_match_the_reference(data):
+    window = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 4)), "window")
+    strides = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3)), "strides")
+    padding = data.draw(st.tuples(*(st.integers(0, k // 2) for k in window)), "padding")
+    size = data.draw(st.tuples(*(st.integers(k, 9) for k in window)), "size")
+    channels, features = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    x = random(2, *size, channels)
+    k = random(*window, channels, features, seed=1)
+    expected = references.conv2d(x, k, strides, padding)
+    actual = ops.conv2d(jnp.asarray(x), jnp.asarray(k), strides, padding)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+    for mode, pool in (("max", ops.max_pool), ("avg", ops.avg_pool)):
+        expected = references.pool(x, window, strides, padding, mode)
+        actual = pool(jnp.asarray(x), window, strides, padding)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_float64_agrees_to_ten_digits():
+    with jax.enable_x64(True):
+        x, k = random(2, 9, 7, 3).astype(np.float64), random(3, 3, 3, 4).astype(np.float64)
+        actual = ops.conv2d(jnp.asarray(x), jnp.asarray(k), strides=2, padding=1)
+        assert actual.dtype == jnp.float64
+        np.testing.assert_allclose(actual, references.conv2d(x, k, (2, 2), (1, 1)), rtol=1e-10)
+
+
+def test_gradients():
+    x, k = jnp.asarray(random(2, 6, 5, 2)), jnp.asarray(random(3, 3, 2, 3, seed=1))
+    check_grads(lambda x, k: ops.conv2d(x, k, 2, 1), (x, k), order=1, rtol=1e-2)
+    check_grads(lambda x: ops.avg_pool(x, 2, 2, 1), (x,), order=1, rtol=1e-2)
+    grad = jax.grad(lambda x: (ops.max_pool(x, 2) * jnp.array(3.0)).sum())(x)
+    is_max = np.asarray(grad) != 0  # 3 at each window's maximum, nothing elsewhere
+    assert np.asarray(grad)[is_max].tolist() == [3.0] * (2 * 3 * 2 * 2)
+    assert sorted(np.asarray(x)[is_max]) == sorted(np.asarray(ops.max_pool(x, 2)).ravel())
+
+
+def test_jit_and_vmap_agree_with_the_plain_call():
+    xs, k = random(4, 6, 5), random(2, 3, seed=1)
+    plain = jnp.stack([ops.corr2d(x, k) for x in xs])
+    np.testing.assert_allclose(jax.jit(jax.vmap(ops.corr2d, (0, None)))(xs, k), plain, rtol=1e-5)
+    plain = jnp.stack([ops.pool2d(x, (2, 3), "avg") for x in xs])
+    pooled = jax.vmap(jax.jit(lambda x: ops.pool2d(x, (2, 3), "avg")))(xs)
+    np.testing.assert_allclose(pooled, plain, rtol=1e-5)
+
+
+def test_integers():
+    x = jnp.arange(9).reshape(3, 3)
+    assert ops.corr2d(x, x[:2, :2]).tolist() == [[26, 34], [50, 58]]
+    assert ops.pool2d(-x, 2).tolist() == [[0, -1], [-3, -4]]
+    assert ops.pool2d(x, 2, "avg").tolist() == [[2, 3], [5, 6]]
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: ops.corr2d(jnp.ones((2, 2)), jnp.ones((3, 1))), ["(2, 2)", "(3, 1)", "larger"]),
+        (lambda: ops.corr2d(jnp.ones(2), jnp.ones((1, 1))), ["(2,)", "[H, W]"]),
+        (
+            lambda: ops.corr2d_multi_in(jnp.ones((2, 3, 3)), jnp.ones((3, 2, 2))),
+            ["(2, 3, 3)", "(3, 2, 2)"],
+        ),
+        (
+            lambda: ops.corr2d_multi_in_out(jnp.ones((2, 3, 3)), jnp.ones((1, 3, 2, 2))),
+            ["(2, 3, 3)", "(1, 3, 2, 2)"],
+        ),
+        (
+            lambda: ops.corr2d_multi_in_out_1x1(jnp.ones((2, 3, 3)), jnp.ones((1, 2, 2, 2))),
+            ["(1, 2, 2, 2)"],
+        ),
+        (
+            lambda: ops.conv2d(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 3, 1))),
+            ["(1, 4, 4, 2)", "(3, 3, 3, 1)"],
+        ),
+        (
+            lambda: ops.conv2d(jnp.ones((1, 4, 4, 1)), jnp.ones((7, 7, 1, 1)), padding=1),
+            ["7", "4", "padded: 6"],
+        ),
+        (
+            lambda: ops.conv2d(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)), strides=0),
+            ["stride=0"],
+        ),
+        (lambda: ops.pool2d(X, 2, "mean"), ["'mean'", "'max'", "'avg'"]),
+        (lambda: ops.pool2d(X, 4), ["4", "3"]),
+        (lambda: ops.pool2d(X[0], 1), ["(3,)", "[H, W]"]),
+        (lambda: ops.max_pool(X, 2), ["(3, 3)", "[N, H, W, C]"]),
+        (lambda: ops.max_pool(jnp.ones((1, 4, 4, 1)), 2, padding=2), ["half", "(2, 2)"]),
+        (lambda: ops.conv_output_size(0, 1), ["input_size=0"]),
+        (lambda: ops.conv_output_size(3, 1, padding=-1), ["padding=-1"]),
+        (lambda: ops.max_pool(jnp.ones((1, 4, 4, 1)), (2, 2, 2)), ["(2, 2, 2)"]),
+    ],
+)
+def test_errors_name_what_was_given(call, words):
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        call()
+    for word in words:
+        assert word in str(error.value)

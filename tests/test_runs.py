@@ -1,0 +1,189 @@
+"""Whole runs: what they leave, going on bit for bit, and what they refuse."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import ROOT
+from jaxcnn.errors import ConfigError
+from jaxcnn.models import LeNetModern
+from jaxcnn.train import (
+    TrainState,
+    create_optimizer,
+    create_train_state,
+    train_and_evaluate,
+)
+from jaxcnn.train.checkpoint import Checkpoints
+from jaxcnn.train.workdir import Workdir
+
+TIMINGS = {"images_per_second", "compile_seconds", "train_seconds", "test_seconds"}
+
+
+def rows(workdir, name="metrics.jsonl"):
+    lines = (workdir / name).read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMINGS} for line in lines]
+
+
+def assert_same_bits(a, b):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+def test_a_run_leaves_what_it_promises(tiny_config, tmp_path):
+    state = train_and_evaluate(tiny_config, tmp_path)
+    assert int(state.step) == 16
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in metrics] == [1, 2]
+    assert [row["step"] for row in metrics] == [8, 16]
+    for row in metrics:
+        assert set(row) == TIMINGS | {
+            "epoch",
+            "step",
+            "train_loss",
+            "train_accuracy",
+            "test_loss",
+            "test_accuracy",
+        }
+    assert metrics[0]["compile_seconds"] > 0
+    assert metrics[1]["compile_seconds"] == 0
+    steps = rows(tmp_path, "steps.jsonl")
+    assert [row["step"] for row in steps] == list(range(1, 17))
+    weights = [32] * 7 + [16]  # the epoch's loss is the mean over examples, not over batches
+    mean = np.average([row["loss"] for row in steps[:8]], weights=weights)
+    assert abs(mean - metrics[0]["train_loss"]) < 1e-6
+    assert json.loads((tmp_path / "config.json").read_text()) == tiny_config.to_dict()
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size == (1080, 432)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["16", "8"]
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_going_on_equals_never_having_stopped(tiny_config, tmp_path):
+    tiny_config.momentum = 0.9
+    tiny_config.num_epochs = 3
+    straight = train_and_evaluate(tiny_config, tmp_path / "straight")
+    for epochs in (1, 3):
+        tiny_config.num_epochs = epochs
+        resumed = train_and_evaluate(tiny_config, tmp_path / "resumed")
+    assert_same_bits(straight, resumed)
+    for name in ("metrics.jsonl", "steps.jsonl"):
+        assert rows(tmp_path / "straight", name) == rows(tmp_path / "resumed", name)
+
+
+def test_killed_at_any_moment_it_ends_the_same(tiny_config, tmp_path):
+    """Kill -9 the real train.py twice, at moments that nobody chose, then let it finish."""
+    environment = {**os.environ, "XLA_FLAGS": ""}
+
+    def start(name):
+        command = [sys.executable, "train.py", "--config=configs/lenet_modern.py:smoke"]
+        command += ["--config.num_epochs=6", f"--workdir={tmp_path / name}"]
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+
+    assert start("straight").wait() == 0
+    for epochs in (1, 3):
+        process = start("killed")
+        while not (tmp_path / "killed" / "checkpoints" / f"{8 * epochs}").exists():
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start("killed").wait() == 0
+    state = create_train_state(LeNetModern(), create_optimizer(tiny_config), (28, 28, 1))
+    ends = []
+    for name in ("straight", "killed"):
+        checkpoints = Checkpoints(tmp_path / name / "checkpoints")
+        ends.append(checkpoints.restore(48, state))
+        checkpoints.close()
+    assert_same_bits(*ends)
+    for name in ("metrics.jsonl", "steps.jsonl"):
+        assert rows(tmp_path / "straight", name) == rows(tmp_path / "killed", name)
+
+
+def test_rows_after_the_checkpoint_and_torn_lines_are_dropped(tiny_config, tmp_path):
+    train_and_evaluate(tiny_config, tmp_path)
+    expected = rows(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "step": 24}\n{"epoch": 4, "st')
+    train_and_evaluate(tiny_config, tmp_path)
+    assert rows(tmp_path) == expected
+
+
+def test_a_finished_run_is_left_as_it_is(tiny_config, tmp_path, capsys):
+    first = train_and_evaluate(tiny_config, tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    capsys.readouterr()
+    second = train_and_evaluate(tiny_config, tmp_path)
+    assert_same_bits(first, second)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+    out = capsys.readouterr().out
+    assert "compiled" not in out
+    assert "done" in out
+
+
+def test_a_run_goes_on_over_another_number_of_devices(tiny_config, tmp_path):
+    for devices, epochs in ((1, 1), (2, 2), (1, 3)):
+        tiny_config.num_devices, tiny_config.num_epochs = devices, epochs
+        state = train_and_evaluate(tiny_config, tmp_path)
+        assert len(state.params["conv1"]["kernel"].sharding.device_set) == devices
+    assert [row["step"] for row in rows(tmp_path)] == [8, 16, 24]
+
+
+def test_the_best_and_the_last_two_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step, accuracy in enumerate((0.1, 0.7, 0.3, 0.7, 0.2, 0.6), start=1):
+        params = {"w": jnp.float32(step)}
+        state = TrainState(step=jnp.int32(step), params=params, batch_stats={}, opt_state=())
+        checkpoints.save(step, state, {"step": step, "test_accuracy": accuracy})
+    assert checkpoints.steps[-2:] == [5, 6]
+    assert len(checkpoints.steps) == 3
+    assert checkpoints.steps[0] in (2, 4)  # both were best
+    for step in checkpoints.steps:
+        assert float(checkpoints.restore(step, state).params["w"]) == step
+    checkpoints.close()
+
+
+def test_other_settings_are_refused_and_nothing_is_overwritten(tiny_config, tmp_path):
+    train_and_evaluate(tiny_config, tmp_path)
+    before = (tmp_path / "config.json").read_text()
+    tiny_config.learning_rate = 0.5
+    tiny_config.seed = 3
+    with pytest.raises(ConfigError) as error:
+        train_and_evaluate(tiny_config, tmp_path)
+    assert "learning_rate was 0.1 and is 0.5; seed was 0 and is 3" in str(error.value)
+    assert (tmp_path / "config.json").read_text() == before
+
+
+def test_settings_may_change_before_the_first_checkpoint(tiny_config, tmp_path):
+    Workdir(tmp_path, tiny_config)
+    tiny_config.learning_rate = 0.5
+    Workdir(tmp_path, tiny_config)
+    assert json.loads((tmp_path / "config.json").read_text())["learning_rate"] == 0.5
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_others(tiny_config, tmp_path):
+    tiny_config.num_epochs = 1
+    first = train_and_evaluate(tiny_config, tmp_path / "a")
+    again = train_and_evaluate(tiny_config, tmp_path / "b")
+    assert_same_bits(first, again)
+    tiny_config.seed = 1
+    other = train_and_evaluate(tiny_config, tmp_path / "c")
+    assert (first.params["conv1"]["kernel"] != other.params["conv1"]["kernel"]).any()
+
+
+@pytest.mark.parametrize("model", ["vgg", "resnet18"])
+def test_every_kind_of_model_trains(tiny_config, tmp_path, model):
+    tiny_config.update(
+        model=model, image_size=32, num_epochs=1, max_train_examples=48, max_test_examples=10
+    )
+    tiny_config.num_devices = 2
+    state = train_and_evaluate(tiny_config, tmp_path)
+    assert int(state.step) == 2
+    assert bool(state.batch_stats) == (model == "resnet18")

@@ -1,6 +1,10 @@
-"""Linen modules around `jaxcnn.ops`: the notebook's from-scratch layer and the models' layer."""
+"""Linen modules around `jaxcnn.ops`: the notebook's from-scratch layer and the models' layers.
 
-from functools import partial
+The models' layers start as the notebook's do: Xavier uniform weights (its `init_cnn`), and biases
+as PyTorch draws them, uniform in ±1/sqrt(fan_in), which `init_cnn` leaves alone.
+"""
+
+import math
 from typing import Any
 
 import jax
@@ -10,10 +14,18 @@ from flax import linen as nn
 from jaxcnn.ops import avg_pool, conv2d, corr2d, max_pool
 from jaxcnn.ops.sizes import IntOrPair, as_pair
 
-__all__ = ["Conv", "Conv2D", "Dense", "avg_pool", "max_pool"]
+__all__ = ["Conv", "Conv2D", "Dense", "avg_pool", "flatten", "global_avg_pool", "max_pool"]
 
-# The notebook's `init_cnn`: Xavier uniform weights in every dense layer too.
-Dense = partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform())
+_kernel_init = nn.initializers.xavier_uniform()
+
+
+def _bias_init(fan_in: int) -> nn.initializers.Initializer:
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
 
 
 class Conv2D(nn.Module):
@@ -44,8 +56,8 @@ class Conv(nn.Module):
     """Convolution over a batch of images, with PyTorch's explicit padding.
 
     Maps [N, H, W, I] to [N, H', W', features]; see `jaxcnn.ops.conv2d` for sizes and errors.
-    Parameters: `kernel` [kh, kw, I, features], Xavier uniform, and `bias` [features], zero.
-    Source: notebook 7.3, 7.4 and 7.6 (`nn.Conv2d` with `init_cnn`).
+    Parameters: `kernel` [kh, kw, I, features], Xavier uniform, and `bias` [features], uniform
+    in ±1/sqrt(kh kw I). Source: notebook 7.3, 7.4 and 7.6 (`nn.Conv2d` with `init_cnn`).
 
     Attributes:
         features: output channels.
@@ -72,10 +84,60 @@ class Conv(nn.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """Convolve images [N, H, W, I] to [N, H', W', features]."""
         shape = (*as_pair(self.kernel_size), images.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.xavier_uniform(), shape)
+        kernel = self.param("kernel", _kernel_init, shape)
         bias = None
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            bias = self.param("bias", _bias_init(math.prod(shape[:3])), (self.features,))
         images, kernel, bias = nn.dtypes.promote_dtype(images, kernel, bias, dtype=self.dtype)
         y = conv2d(images, kernel, self.strides, self.padding)
         return y if bias is None else y + jnp.broadcast_to(bias, y.shape)
+
+
+class Dense(nn.Module):
+    """Fully connected layer: [..., I] to [..., features].
+
+    Parameters: `kernel` [I, features], Xavier uniform, and `bias` [features], uniform in
+    ±1/sqrt(I). Source: notebook 7.6 (`nn.Linear` with `init_cnn`).
+
+    Attributes:
+        features: outputs.
+        dtype: of the computation and the output (the dtype of the input unless given); the
+            parameters stay in float32.
+
+    >>> layer = Dense(features=10)
+    >>> layer.init_with_output(jax.random.key(0), jnp.ones((2, 84)))[0].shape
+    (2, 10)
+    """
+
+    features: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Multiply x [..., I] by the kernel and add the bias."""
+        fan_in = x.shape[-1]
+        kernel = self.param("kernel", _kernel_init, (fan_in, self.features))
+        bias = self.param("bias", _bias_init(fan_in), (self.features,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = jnp.dot(x, kernel)
+        return y + jnp.broadcast_to(bias, y.shape)
+
+
+def flatten(x: jax.Array) -> jax.Array:
+    """Make one row of each example: [N, ...] to [N, the product of the rest].
+
+    Images are read row by row, channels last: PyTorch reads them channel by channel.
+
+    >>> flatten(jnp.ones((2, 5, 5, 16))).shape
+    (2, 400)
+    """
+    return x.reshape(x.shape[0], -1)
+
+
+def global_avg_pool(images: jax.Array) -> jax.Array:
+    """Return the mean over each image: [N, H, W, C] to [N, C].
+
+    >>> global_avg_pool(jnp.ones((2, 3, 3, 512))).shape
+    (2, 512)
+    """
+    return images.mean(axis=(1, 2))

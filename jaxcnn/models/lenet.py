@@ -14,13 +14,14 @@ Sources: notebook 7.6; LeCun et al., Gradient-based learning applied to document
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxcnn.layers import Conv, Dense, avg_pool, max_pool
+from jaxcnn.layers import Conv, Dense, avg_pool, flatten, max_pool
 
 
 class LeNet(nn.Module):
@@ -29,7 +30,7 @@ class LeNet(nn.Module):
     Attributes:
         num_classes: number of logits.
         activation: after each layer but the last.
-        pool: called as `pool(images, window)`.
+        pool: called as `pool(images, window=2)`.
         dtype: of the computation; parameters and logits are float32.
         axis_name: unused (there is no BatchNorm); every model has it.
 
@@ -44,26 +45,36 @@ class LeNet(nn.Module):
 
     num_classes: int = 10
     activation: Callable[[jax.Array], jax.Array] = nn.sigmoid
-    pool: Callable[[jax.Array, int], jax.Array] = avg_pool
+    pool: Callable[..., jax.Array] = avg_pool
     dtype: Any = None
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Return the logits of images x; `train` changes nothing here."""
-        x = Conv(6, kernel_size=5, padding=2, dtype=self.dtype, name="conv1")(x)
-        x = self.pool(self.activation(x), 2)
-        x = Conv(16, kernel_size=5, dtype=self.dtype, name="conv2")(x)
-        x = self.pool(self.activation(x), 2)
-        x = x.reshape(x.shape[0], -1)
-        for i, features in enumerate((120, 84), start=1):
-            x = self.activation(Dense(features, dtype=self.dtype, name=f"dense{i}")(x))
-        x = Dense(self.num_classes, dtype=self.dtype, name="dense3")(x)
-        return x.astype(jnp.float32)
+        conv, dense = partial(Conv, dtype=self.dtype), partial(Dense, dtype=self.dtype)
+        pool = partial(self.pool, window=2)
+        net = nn.Sequential(
+            [
+                conv(6, kernel_size=5, padding=2, name="conv1"),
+                self.activation,
+                pool,
+                conv(16, kernel_size=5, name="conv2"),
+                self.activation,
+                pool,
+                flatten,
+                dense(120, name="dense1"),
+                self.activation,
+                dense(84, name="dense2"),
+                self.activation,
+                dense(self.num_classes, name="dense3"),
+            ]
+        )
+        return net(x).astype(jnp.float32)
 
 
 class LeNetModern(LeNet):
     """LeNet with ReLU and max pooling (notebook 7.6, exercise); see `LeNet`."""
 
     activation: Callable[[jax.Array], jax.Array] = nn.relu
-    pool: Callable[[jax.Array, int], jax.Array] = max_pool
+    pool: Callable[..., jax.Array] = max_pool

@@ -13,7 +13,7 @@ Sources: notebook 8.6; He et al., Deep residual learning for image recognition, 
 notebook, the convolutions keep their biases although BatchNorm follows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxcnn.layers import Conv, Dense, max_pool
+from jaxcnn.layers import Conv, Dense, global_avg_pool, max_pool
 
 # PyTorch's momentum of 0.1 weighs the new batch, Flax's 0.9 the old average: the same thing.
 # Two passes for the variance: E[x^2] - E[x]^2 in one pass loses digits in float32.
@@ -103,25 +103,33 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Return the logits of images x; with `train`, BatchNorm uses and updates the batch's."""
-        common = {"dtype": self.dtype, "axis_name": self.axis_name}
-        stem_channels = self.arch[0][1]  # the first stage adds the stem's output to its own
-        x = Conv(stem_channels, 7, strides=2, padding=3, dtype=self.dtype, name="b1_conv")(x)
-        x = nn.relu(BatchNorm(use_running_average=not train, name="b1_bn", **common)(x))
-        x = max_pool(x, 3, strides=2, padding=1)
-        for stage, (num_residuals, channels) in enumerate(self.arch):
-            for i in range(num_residuals):
-                shrink = i == 0 and stage > 0
-                block = Residual(
-                    channels,
-                    use_1x1conv=shrink,
-                    strides=2 if shrink else 1,
-                    name=f"b{stage + 2}_{i}",
-                    **common,
-                )
-                x = block(x, train)
-        x = x.mean(axis=(1, 2))
-        x = Dense(self.num_classes, dtype=self.dtype, name="last")(x)
-        return x.astype(jnp.float32)
+        channels = self.arch[0][1]  # the first stage adds the stem's output to its own
+        norm = partial(BatchNorm, dtype=self.dtype, axis_name=self.axis_name)
+        stem: list[Callable] = [
+            Conv(channels, 7, strides=2, padding=3, dtype=self.dtype, name="b1_conv"),
+            norm(use_running_average=not train, name="b1_bn"),
+            nn.relu,
+            partial(max_pool, window=3, strides=2, padding=1),
+        ]
+        stages = [
+            nn.Sequential([partial(self._block(stage, i), train=train) for i in range(count)])
+            for stage, (count, _) in enumerate(self.arch)
+        ]
+        dense = Dense(self.num_classes, dtype=self.dtype, name="last")
+        net = nn.Sequential([nn.Sequential(stem), *stages, nn.Sequential([global_avg_pool, dense])])
+        return net(x).astype(jnp.float32)
+
+    def _block(self, stage: int, i: int) -> Residual:
+        """Return the i-th block of a stage; the first of each stage but the first halves."""
+        halve = i == 0 and stage > 0
+        return Residual(
+            num_channels=self.arch[stage][1],
+            use_1x1conv=halve,
+            strides=2 if halve else 1,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+            name=f"b{stage + 2}_{i}",
+        )
 
 
 class ResNet18(ResNet):

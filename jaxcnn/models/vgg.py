@@ -4,14 +4,15 @@ Sources: notebook 8.2; Simonyan and Zisserman, Very deep convolutional networks 
 image recognition, 2014.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxcnn.layers import Conv, Dense, max_pool
+from jaxcnn.layers import Conv, Dense, flatten, max_pool
 
 # One (convolutions, channels) pair for each block.
 VGG11 = ((1, 64), (1, 128), (2, 256), (2, 512), (2, 512))
@@ -38,10 +39,11 @@ class VGGBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the block's feature maps."""
-        for i in range(self.num_convs):
-            conv = Conv(self.out_channels, 3, padding=1, dtype=self.dtype, name=f"conv{i + 1}")
-            x = nn.relu(conv(x))
-        return max_pool(x, 2)
+        layers: list[Callable] = []
+        for i in range(1, self.num_convs + 1):
+            conv = Conv(self.out_channels, 3, padding=1, dtype=self.dtype, name=f"conv{i}")
+            layers += [conv, nn.relu]
+        return nn.Sequential([*layers, partial(max_pool, window=2)])(x)
 
 
 class VGG(nn.Module):
@@ -75,11 +77,23 @@ class VGG(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Return the logits of images x; with `train`, dropout draws from the 'dropout' key."""
-        for i, (num_convs, out_channels) in enumerate(self.arch, start=1):
-            x = VGGBlock(num_convs, out_channels, dtype=self.dtype, name=f"block{i}")(x)
-        x = x.reshape(x.shape[0], -1)
-        for i in (1, 2):
-            x = nn.relu(Dense(4096, dtype=self.dtype, name=f"dense{i}")(x))
-            x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        x = Dense(self.num_classes, dtype=self.dtype, name="dense3")(x)
-        return x.astype(jnp.float32)
+        blocks = [
+            VGGBlock(num_convs, out_channels, dtype=self.dtype, name=f"block{i}")
+            for i, (num_convs, out_channels) in enumerate(self.arch, start=1)
+        ]
+        dense = partial(Dense, dtype=self.dtype)
+        dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
+        net = nn.Sequential(
+            [
+                *blocks,
+                flatten,
+                dense(4096, name="dense1"),
+                nn.relu,
+                dropout(),
+                dense(4096, name="dense2"),
+                nn.relu,
+                dropout(),
+                dense(self.num_classes, name="dense3"),
+            ]
+        )
+        return net(x).astype(jnp.float32)

@@ -69,7 +69,10 @@ def main() -> None:
             step = row["step"]
             shares.append(alone / whole)
             peaks.append(megabytes())
-            print(f"{epoch:5}  {alone:17.3f}  {whole:14.3f}  {shares[-1]:5.3f}  {peaks[-1]:15.0f}")
+            print(
+                f"{epoch:5}  {alone:17.3f}  {whole:14.3f}  {shares[-1]:5.3f}  {peaks[-1]:15.0f}",
+                flush=True,
+            )
     result = {
         "model": config.model,
         "median_share": statistics.median(shares),

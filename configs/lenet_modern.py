@@ -1,12 +1,18 @@
 """LeNet with ReLU and max pooling on Fashion-MNIST (notebook 7.6, exercise).
 
 python train.py --config configs/lenet_modern.py
+
+Two cores of an AMD EPYC (Zen 5): about a minute for ten epochs.
+Test accuracy after ten epochs, seeds 0, 1, 2: 0.8835, 0.8933, 0.8904.
+The notebook's recipe in PyTorch on the same data, two seeds: 0.8867, 0.8829.
 """
+
+from ml_collections import ConfigDict
 
 from jaxcnn.config import apply_variant, get_default_config
 
 
-def get_config(variant: str = ""):
+def get_config(variant: str = "") -> ConfigDict:
     """Return the config of the full run or of the variant 'smoke'."""
     config = get_default_config()
     config.model = "lenet_modern"

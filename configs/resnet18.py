@@ -1,12 +1,17 @@
-"""resnet18
+"""ResNet18 on Fashion-MNIST at 96 x 96 pixels (notebook 8.6.4).
 
 python train.py --config configs/resnet18.py
+
+Two cores of an AMD EPYC (Zen 5): about 1.8 s a step, so about 15 minutes an epoch.
+Test accuracy after one epoch, seed 0: 0.8696. Not yet trained for all ten.
 """
+
+from ml_collections import ConfigDict
 
 from jaxcnn.config import apply_variant, get_default_config
 
 
-def get_config(variant: str = ""):
+def get_config(variant: str = "") -> ConfigDict:
     """Return the config of the full run or of the variant 'smoke'."""
     config = get_default_config()
     config.model = "resnet18"

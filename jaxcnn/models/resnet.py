@@ -112,11 +112,15 @@ class ResNet(nn.Module):
             partial(max_pool, window=3, strides=2, padding=1),
         ]
         stages = [
-            nn.Sequential([partial(self._block(stage, i), train=train) for i in range(count)])
+            nn.Sequential(
+                [partial(self._block(stage, i), train=train) for i in range(count)],
+                name=f"b{stage + 2}",
+            )
             for stage, (count, _) in enumerate(self.arch)
         ]
         dense = Dense(self.num_classes, dtype=self.dtype, name="last")
-        net = nn.Sequential([nn.Sequential(stem), *stages, nn.Sequential([global_avg_pool, dense])])
+        last = nn.Sequential([global_avg_pool, dense])
+        net = nn.Sequential([nn.Sequential(stem, name="b1"), *stages, last])
         return net(x).astype(jnp.float32)
 
     def _block(self, stage: int, i: int) -> Residual:

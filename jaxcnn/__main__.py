@@ -1,0 +1,42 @@
+"""The command line: `python -m jaxcnn summary resnet18 --input 96`."""
+
+import argparse
+import sys
+
+from rich.console import Console
+
+from jaxcnn.inspect import layer_summary, summary_table
+from jaxcnn.models import create_model
+
+
+def summary(options: argparse.Namespace) -> None:
+    """Print the table of a model's layers."""
+    model = create_model(options.model)
+    rows = layer_summary(model, (1, options.input, options.input, 1))
+    title = f"{options.model}, one image of {options.input} x {options.input} pixels"
+    Console(width=None if sys.stdout.isatty() else 120).print(
+        summary_table(rows, title, options.depth, options.nchw)
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; return the exit status: 0, or 2 for a call that is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m jaxcnn", description="Look at the models.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    command = commands.add_parser("summary", help="the table of a model's layers")
+    command.add_argument("model", help="such as resnet18")
+    command.add_argument("--input", type=int, default=28, help="pixels of the square image")
+    command.add_argument("--depth", type=int, help="1 for the outermost layers; all by default")
+    command.add_argument("--nchw", action="store_true", help="shapes in the notebook's order")
+    command.set_defaults(run=summary)
+    options = parser.parse_args(argv)
+    try:
+        options.run(options)
+    except ValueError as error:
+        print(f"python -m jaxcnn: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,6 +2,8 @@
 
 import re
 
+import jax
+
 from conftest import ROOT
 from jaxcnn.config import get_default_config
 
@@ -10,7 +12,8 @@ README = (ROOT / "README.md").read_text()
 
 def test_python_examples_run(tmp_path):
     for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
-        exec(code.replace("/tmp/lenet_modern", str(tmp_path)), {})
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as readers
+            exec(code.replace("/tmp/lenet_modern", str(tmp_path)), {})
 
 
 def test_the_tree_exists():

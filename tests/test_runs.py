@@ -125,6 +125,7 @@ def test_a_finished_run_is_left_as_it_is(tiny_config, tmp_path, capsys):
     assert (tmp_path / "metrics.jsonl").read_text() == before
     out = capsys.readouterr().out
     assert "compiled" not in out
+    assert "already trained; nothing to do after epoch 2 (step 16)" in out
     assert "done" in out
 
 

@@ -56,7 +56,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> TrainState:
     with Display(step, num_steps, config.num_epochs) as display:
         display.say(_describe(config, state, train, test, parallel, run.folder))
         if step:
-            display.say(f"resuming after epoch {step // steps_per_epoch} (step {step})")
+            what = "resuming" if step < num_steps else "already trained; nothing to do"
+            display.say(f"{what} after epoch {step // steps_per_epoch} (step {step})")
         if step < num_steps:
             programs = Programs(config, parallel, model, optimizer, train, test, state)
             compile_seconds = programs.compile_seconds

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEBIAN := sh .ci/debian
 
-.PHONY: train test test-slow lint data sample clean
+.PHONY: train test test-slow test-torch lint data sample clean
 
 # LeNet for ten epochs on Fashion-MNIST; only here does the bundled sample stand in for data that
 # cannot be had, and it says so.
@@ -24,6 +24,12 @@ test: $(VENV)/installed data
 test-slow: $(VENV)/installed data
 	$(BIN)/python -m pytest -m slow
 
+# The comparisons with PyTorch, in an environment of their own; prints the largest differences.
+test-torch:
+	$(MAKE) VENV=.venv-torch .venv-torch/installed
+	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-torch/bin/python -m pytest -m torch -s
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,4 +46,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-torch .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,13 +1,18 @@
 """Training: one step by hand, one device against several, the last batch, evaluation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
+import references
 from jaxcnn.config import get_default_config
 from jaxcnn.data import load_fashion_mnist_sample, preprocess
+from jaxcnn.layers import Conv, Dense, avg_pool, flatten
 from jaxcnn.models import LeNetModern, ResNet, create_model
 from jaxcnn.train import create_optimizer, create_train_state, eval_step, train_step
 from jaxcnn.train.parallel import DataParallel
@@ -63,6 +68,39 @@ def test_step_is_gradient_descent_on_the_mean_cross_entropy():
     assert abs(metrics.total().loss() - float(loss)) < 1e-6
     predicted = model.apply({"params": state.params}, images).argmax(-1)
     assert metrics.total().accuracy() == float((predicted == labels).mean())
+
+
+class TinyLeNet(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        conv, dense = (functools.partial(f, dtype=jnp.float64) for f in (Conv, Dense))
+        x = avg_pool(nn.sigmoid(conv(2, 3, padding=1, name="conv")(x)), 2)
+        x = nn.sigmoid(dense(4, name="dense1")(flatten(x)))
+        return dense(3, name="dense2")(x)
+
+
+def test_step_is_the_references_step():
+    """Forward, loss, gradients and update against loops and central differences, in float64."""
+    random = np.random.default_rng(0)
+    images, labels = random.uniform(size=(5, 6, 4, 1)), np.array([0, 2, 1, 2, 0])
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        model, optimizer = TinyLeNet(), optax.sgd(0.5)
+        state = create_train_state(model, optimizer, (6, 4, 1), dtype=jnp.float64)
+        params = jax.tree.map(np.array, state.params)
+        logits = model.apply(state.variables, jnp.asarray(images))
+        np.testing.assert_allclose(logits, references.tiny_lenet(params, images), rtol=1e-10)
+        loss, expected = references.sgd_step(
+            lambda p: references.cross_entropy(references.tiny_lenet(p, images), labels),
+            params,
+            0.5,
+        )
+        new, metrics = train_step(
+            state, jnp.asarray(images), jnp.asarray(labels), model=model, optimizer=optimizer
+        )
+        assert abs(metrics.total().loss() - loss) < 1e-10
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9), new.params, expected
+        )
 
 
 def test_momentum_and_weight_decay_are_pytorchs():

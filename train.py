@@ -29,6 +29,9 @@ def main(argv: list[str]) -> None:
         train_and_evaluate(CONFIG.value, WORKDIR.value or default_workdir())
     except JaxcnnError as error:
         fail(error)
+    except KeyboardInterrupt:
+        print("\ntrain.py: stopped; the same command goes on after the last epoch", file=sys.stderr)
+        sys.exit(130)
 
 
 def default_workdir() -> Path:

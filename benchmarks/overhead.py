@@ -36,7 +36,7 @@ def megabytes() -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="lenet")
+    parser.add_argument("--model", default="lenet", choices=["lenet", "lenet_modern"])
     parser.add_argument("--epochs", type=int, default=10)
     options = parser.parse_args()
     config = get_default_config()
@@ -48,11 +48,11 @@ def main() -> None:
     state = parallel.replicate(create_train_state(model, optimizer, (28, 28, 1)))
     programs = Programs(config, parallel, model, optimizer, train, test, state)
     run = Workdir(tempfile.mkdtemp(), config)
-    state, step = run.resume(state), 0
+    state, step = run.resume(state, warn=print), 0
     shares, peaks = [], []
     console = Console(file=open("/dev/null", "w"), force_terminal=True)  # noqa: SIM115
     print("epoch  programs alone, s  whole epoch, s  share  peak memory, MB")
-    with Display(0, 10**6, options.epochs, console) as display:
+    with Display(10**6, options.epochs, console) as display:
         for epoch in range(options.epochs):
             start = time.perf_counter()
             for call in programs.train_epoch(step):

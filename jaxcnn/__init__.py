@@ -2,7 +2,7 @@
 
 In reading order: `ops` (pure functions), `layers` and `models` (linen modules), `data`
 (Fashion-MNIST), `train` (the training loop). Importing `jaxcnn` loads neither TFDS nor Orbax nor
-matplotlib: `jaxcnn.data` and `jaxcnn.train` are imported when they are first used.
+matplotlib: `data`, `inspect`, `interop` and `train` are imported when they are first used.
 """
 
 import importlib
@@ -10,7 +10,7 @@ from types import ModuleType
 
 from jaxcnn import layers, models, ops
 from jaxcnn.config import get_default_config, validate_config
-from jaxcnn.errors import ConfigError, DataError, JaxcnnError
+from jaxcnn.errors import ConfigError, DataError, JaxcnnError, TrainingError
 from jaxcnn.layers import Conv, Conv2D
 from jaxcnn.models import (
     MODELS,
@@ -50,6 +50,7 @@ __all__ = [
     "ResNet",
     "ResNet18",
     "Residual",
+    "TrainingError",
     "VGGBlock",
     "avg_pool",
     "conv2d",
@@ -61,6 +62,8 @@ __all__ = [
     "create_model",
     "data",
     "get_default_config",
+    "inspect",
+    "interop",
     "layers",
     "max_pool",
     "models",
@@ -72,7 +75,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Import `jaxcnn.data` or `jaxcnn.train` at its first use."""
-    if name in ("data", "train"):
+    """Import a subpackage that is not needed to build models, at its first use."""
+    if name in ("data", "inspect", "interop", "train"):
         return importlib.import_module(f"jaxcnn.{name}")
     raise AttributeError(f"module 'jaxcnn' has no attribute {name!r}")

@@ -109,14 +109,16 @@ def validate_config(config: ConfigDict) -> None:
     _check_choice("model", config.model, MODELS)
     _check_choice("dataset", config.dataset, DATASETS)
     _check_choice("dtype", config.dtype, DTYPES)
-    for key in ("num_classes", "image_size", "batch_size", "num_epochs"):
+    for key in ("batch_size", "num_epochs"):
         _check_number(key, config[key], at_least=1)
+    _check_number("num_classes", config.num_classes, at_least=1, below=2**20)
+    _check_number("image_size", config.image_size, at_least=1, below=2**13)
     for key in ("max_train_examples", "max_test_examples", "num_devices", "steps_per_dispatch"):
         _check_number(key, config[key], at_least=0)
     _check_number("learning_rate", config.learning_rate, above=0)
     _check_number("momentum", config.momentum, at_least=0, below=1)
     _check_number("weight_decay", config.weight_decay, at_least=0)
-    _check_number("seed", config.seed, at_least=0, below=2**32)
+    _check_number("seed", config.seed, at_least=0, below=2**31)
     _check_devices(config.num_devices)
     if config.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise ConfigError(

@@ -16,6 +16,10 @@ class DataError(JaxcnnError, OSError):
     """A data set that is missing, damaged or not what its name says."""
 
 
+class TrainingError(JaxcnnError, ArithmeticError):
+    """A run that cannot go on, such as one whose loss is not finite."""
+
+
 def did_you_mean(given: str, accepted: Iterable[str]) -> str:
     """Return a hint at the nearest accepted name, or nothing if none is near.
 

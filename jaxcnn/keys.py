@@ -20,7 +20,7 @@ def derive_key(seed: int | jax.Array, purpose: Purpose, count: int | jax.Array =
     """Return the key of the count-th draw (an epoch or a step) for a purpose.
 
     Args:
-        seed: of the run, 0 to 2**32 - 1.
+        seed: of the run, 0 to 2**31 - 1.
         purpose: whose stream to draw from.
         count: from 0, such as the epoch or the step.
 

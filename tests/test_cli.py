@@ -1,6 +1,19 @@
 """train.py as a person meets it, each time in a process of its own."""
 
+import importlib.metadata
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
+import tensorflow_datasets as tfds
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from conftest import ROOT
+from jaxcnn.data import fashion_mnist
+from jaxcnn.data.__main__ import main as data_main
 
 
 def test_smoke_run_prints_its_progress_and_its_results(run_python, tmp_path):
@@ -63,16 +76,44 @@ def test_importing_jaxcnn_is_light(run_python):
     assert result.returncode == 0, result.stderr
 
 
-def test_training_loads_no_tensorflow_and_no_torch(run_python, tmp_path):
-    code = (
-        "import sys, jaxcnn; from jaxcnn.config import smoke;"
-        "config = smoke(jaxcnn.get_default_config(), 28); config.num_epochs = 1;"
-        f"jaxcnn.train.train_and_evaluate(config, {str(tmp_path)!r});"
-        "assert not {'tensorflow', 'torch'} & set(sys.modules)"
+def test_installing_pulls_in_no_tensorflow_and_no_torch():
+    def closure(name, seen):
+        if name not in seen:
+            seen.add(name)
+            for line in importlib.metadata.requires(name) or []:
+                requirement = Requirement(line)
+                if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                    closure(canonicalize_name(requirement.name), seen)
+        return seen
+
+    needed = closure("jaxcnn", set())
+    assert {"jax", "flax", "tensorflow-datasets"} <= needed
+    assert not {"tensorflow", "tensorflow-cpu", "torch"} & needed
+
+
+def test_data_command_says_whether_the_data_are_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "none")
+    monkeypatch.setattr(tfds.image_classification.FashionMNIST, "URL", "http://127.0.0.1:9/")
+    assert data_main(["--check"]) == 1
+    assert data_main([]) == 3  # on which `make train` takes the sample
+    assert "apt-get install" in capsys.readouterr().err
+    (tmp_path / "fashion_mnist" / "3.0.1").mkdir(parents=True)
+    assert data_main(["--check"]) == 0
+    assert data_main([]) == 1  # damaged is not missing
+    assert "not a complete TFDS copy" in capsys.readouterr().err
+
+
+def test_interrupted_run_says_how_to_go_on(tmp_path):
+    command = [sys.executable, "train.py", "--config=configs/lenet.py:smoke"]
+    command += ["--config.num_epochs=100000", f"--workdir={tmp_path}"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    result = run_python("-c", code)
-    assert result.returncode == 0, result.stderr
-
-
-def test_prepare_command_says_whether_the_data_are_there(run_python, tmp_path, published_files):
-    assert run_python("-m", "jaxcnn.data", "--check").returncode == 0
+    while not (tmp_path / "metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.strip() == "train.py: stopped; the same command goes on after the last epoch"

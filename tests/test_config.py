@@ -1,5 +1,6 @@
 """Configs: every key is read, every file holds, and each wrong value ends in one line."""
 
+import ast
 import re
 
 import pytest
@@ -28,10 +29,14 @@ def load(path, *variant):
 
 
 def test_every_key_is_read_outside_the_config():
-    sources = [p for p in ROOT.glob("jaxcnn/**/*.py") if p.name != "config.py"]
-    text = "\n".join(p.read_text() for p in sources)
-    for key in get_default_config():
-        assert re.search(rf"\bconfig\.{key}\b", text), key
+    read = set()
+    for path in ROOT.glob("jaxcnn/**/*.py"):
+        if path.name != "config.py":
+            for node in ast.walk(ast.parse(path.read_text())):
+                is_read = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+                if is_read and ast.unparse(node.value) in ("config", "self._config"):
+                    read.add(node.attr)
+    assert set(get_default_config()) <= read
 
 
 def test_every_key_is_explained():
@@ -41,19 +46,25 @@ def test_every_key_is_explained():
 
 
 def test_every_model_has_a_config_file():
-    assert {p.stem for p in FILES} == set(MODELS) == set(NOTEBOOK)
+    assert set(MODELS) <= {p.stem for p in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-def test_config_files_are_the_notebooks(path):
+def test_config_files_hold(path):
     config = load(path)
     validate_config(config)
-    assert config.model == path.stem
+    assert f"python train.py --config configs/{path.name}" in path.read_text()
+
+
+@pytest.mark.parametrize("name", NOTEBOOK)
+def test_config_files_are_the_notebooks(name):
+    path = ROOT / "configs" / f"{name}.py"
+    config = load(path)
+    assert config.model == name
     assert (config.image_size, config.learning_rate) == NOTEBOOK[path.stem]
     assert (config.batch_size, config.num_epochs) == (128, 10)
     assert (config.momentum, config.weight_decay) == (0, 0)
     assert config.dataset == "fashion_mnist"
-    assert f"python train.py --config configs/{path.name}" in path.read_text()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
@@ -80,7 +91,7 @@ def test_unknown_key_is_refused_when_set():
     ("key", "value", "words"),
     [
         ("model", "lenett", "did you mean 'lenet'"),
-        ("dataset", "mnist", "accepted: fashion_mnist, fashion_mnist_sample"),
+        ("dataset", "mnist", "accepted: fashion_mnist, "),
         ("dtype", "float16", "bfloat16"),
         ("dtype", "float64", "JAX_ENABLE_X64"),
         ("num_classes", 0, "at least 1"),
@@ -98,7 +109,9 @@ def test_unknown_key_is_refused_when_set():
         ("momentum", -0.1, "at least 0"),
         ("weight_decay", -0.1, "at least 0"),
         ("seed", -1, "at least 0"),
-        ("seed", 2**32, "below 4,294,967,296"),
+        ("seed", 2**31, "below 2,147,483,648"),
+        ("image_size", 10**9, "below 8,192"),
+        ("num_classes", 10**10, "below 1,048,576"),
         ("num_devices", 9, "there are 8"),
         ("num_devices", -1, "at least 0"),
         ("steps_per_dispatch", -1, "at least 0"),

@@ -161,7 +161,7 @@ def test_uncompressed_files_are_read(copied_files):
 
 
 @pytest.mark.parametrize("file", ["train_images.npy", "train_labels.npy"])
-@pytest.mark.parametrize("kind", ["flip", "truncate", "swap"])
+@pytest.mark.parametrize("kind", ["flip", "truncate", "empty", "swap"])
 def test_damaged_arrays_are_refused(data_dir, tmp_path, file, kind):
     arrays = tmp_path / "fashion_mnist" / "3.0.1-arrays"
     shutil.copytree(data_dir / "fashion_mnist" / "3.0.1-arrays", arrays)
@@ -170,10 +170,28 @@ def test_damaged_arrays_are_refused(data_dir, tmp_path, file, kind):
         content[10_000] ^= 1
     elif kind == "truncate":
         del content[10_000:]
+    elif kind == "empty":
+        content.clear()
     else:
         content = (arrays / file.replace("train", "test")).read_bytes()
     (arrays / file).write_bytes(content)
     with pytest.raises(DataError, match="delete that folder"):
+        load_fashion_mnist("train", tmp_path)
+
+
+def test_copies_that_are_not_whole_or_not_array_record_are_refused(data_dir, tmp_path):
+    prepared = tmp_path / "fashion_mnist" / "3.0.1"
+    shutil.copytree(data_dir / "fashion_mnist" / "3.0.1", prepared)
+    info = prepared / "dataset_info.json"
+    whole = info.read_text()
+    info.write_text(whole.replace("array_record", "tfrecord"))
+    with pytest.raises(DataError, match="not in ArrayRecord format"):
+        load_fashion_mnist("train", tmp_path)
+    info.write_text(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="cannot be read"):
+        load_fashion_mnist("train", tmp_path)
+    info.unlink()
+    with pytest.raises(DataError, match="not a complete TFDS copy"):
         load_fashion_mnist("train", tmp_path)
 
 

@@ -25,7 +25,7 @@ ROW = {
 def show(terminal):
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=120, highlight=False)
-    with Display(0, 8, 2, console) as display:
+    with Display(8, 2, console) as display:
         display.step(1, 3, 1000.0, 2.25, 0.125)
         display._live.refresh()
         display.evaluating()

@@ -110,8 +110,17 @@ NETS = {  # model, PyTorch's, image size, learning rate
         32,
         0.01,
     ),
+    "resnet": (
+        functools.partial(ResNet, SMALL_RESNET),
+        "resnet",
+        {"arch": SMALL_RESNET},
+        32,
+        0.01,
+    ),
     "resnet18": (ResNet18, "resnet", {"arch": ResNet18.arch}, 32, 0.01),
 }
+# At 32 pixels ResNet18 ends in maps of one pixel; there even float64's rounding grows to sight.
+STEPS = {"resnet18": 20}
 LARGEST: list[tuple[str, str, float]] = []  # net, quantity, relative difference
 
 
@@ -211,7 +220,7 @@ def test_same_training_as_pytorch(both):
     step = jax.jit(functools.partial(train_step, model=model, optimizer=optax.sgd(rate)))
     net.train()
     ours, theirs = [], []
-    for i, (images, labels) in enumerate(batches(size, 50)):
+    for i, (images, labels) in enumerate(batches(size, STEPS.get(name, 50))):
         x, y = torch_batch(torch, images, labels)
         optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(net(x), y)
@@ -228,7 +237,7 @@ def test_same_training_as_pytorch(both):
             for key in variances:
                 expected.pop(key)
             largest(name, "parameters after 5 steps", after, expected, 1e-5)
-    largest(name, "losses of 50 steps", {"losses": ours}, {"losses": theirs}, 1e-4)
+    largest(name, f"losses of {len(ours)} steps", {"losses": ours}, {"losses": theirs}, 1e-4)
 
 
 @pytest.mark.torch

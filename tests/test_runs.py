@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from conftest import ROOT
-from jaxcnn.errors import ConfigError
+from jaxcnn.errors import ConfigError, TrainingError
 from jaxcnn.models import LeNetModern
 from jaxcnn.train import (
     TrainState,
@@ -163,9 +163,10 @@ def test_other_settings_are_refused_and_nothing_is_overwritten(tiny_config, tmp_
 
 
 def test_settings_may_change_before_the_first_checkpoint(tiny_config, tmp_path):
-    Workdir(tmp_path, tiny_config)
-    tiny_config.learning_rate = 0.5
-    Workdir(tmp_path, tiny_config)
+    for rate in (0.1, 0.5):
+        tiny_config.learning_rate = rate
+        with Workdir(tmp_path, tiny_config):
+            pass
     assert json.loads((tmp_path / "config.json").read_text())["learning_rate"] == 0.5
 
 
@@ -188,3 +189,72 @@ def test_every_kind_of_model_trains(tiny_config, tmp_path, model):
     state = train_and_evaluate(tiny_config, tmp_path)
     assert int(state.step) == 2
     assert bool(state.batch_stats) == (model == "resnet18")
+
+
+def test_a_workdir_in_use_is_refused(tiny_config, tmp_path):
+    with Workdir(tmp_path, tiny_config), pytest.raises(ConfigError, match=f"process {os.getpid()}"):
+        train_and_evaluate(tiny_config, tmp_path)
+    train_and_evaluate(tiny_config, tmp_path)  # free again
+
+
+# Orbax abandons the reads that are still under way when one fails.
+abandoned_reads = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@abandoned_reads
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(
+    tiny_config, tmp_path, capsys
+):
+    straight = train_and_evaluate(tiny_config, tmp_path)
+    expected = rows(tmp_path)
+    for path in (tmp_path / "checkpoints" / "16" / "state").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    resumed = train_and_evaluate(tiny_config, tmp_path)
+    assert "checkpoint 16 cannot be read" in capsys.readouterr().out
+    assert_same_bits(straight, resumed)
+    assert rows(tmp_path) == expected
+    assert [p.name for p in (tmp_path / "damaged").iterdir()] == ["16-0"]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["16", "8"]
+
+
+@abandoned_reads
+def test_no_good_checkpoint_is_an_error(tiny_config, tmp_path):
+    tiny_config.num_epochs = 1
+    train_and_evaluate(tiny_config, tmp_path)
+    (tmp_path / "checkpoints" / "8" / "state" / "_METADATA").unlink()
+    with pytest.raises(ConfigError, match=r"no checkpoint .* can be read"):
+        train_and_evaluate(tiny_config, tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, "", "{"])
+def test_unreadable_config_beside_checkpoints_is_refused(tiny_config, tmp_path, content):
+    tiny_config.num_epochs = 1
+    train_and_evaluate(tiny_config, tmp_path)
+    (tmp_path / "config.json").unlink()
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
+        train_and_evaluate(tiny_config, tmp_path)
+
+
+def test_a_finished_run_without_its_metrics_says_so(tiny_config, tmp_path, capsys):
+    tiny_config.num_epochs = 1
+    train_and_evaluate(tiny_config, tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    train_and_evaluate(tiny_config, tmp_path)
+    assert "nothing to show" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path):
+    tiny_config.model = "lenet_modern"
+    train_and_evaluate(tiny_config, tmp_path / "good")
+    tiny_config.learning_rate = 1e30
+    with pytest.raises(TrainingError, match=r"loss is (nan|inf) at step \d.*smaller learning_rate"):
+        train_and_evaluate(tiny_config, tmp_path / "bad")
+    assert not list((tmp_path / "bad" / "checkpoints").iterdir())
+
+
+def test_the_largest_seed_trains(tiny_config, tmp_path):
+    tiny_config.seed, tiny_config.num_epochs = 2**31 - 1, 1
+    assert int(train_and_evaluate(tiny_config, tmp_path).step) == 8

@@ -110,14 +110,16 @@ def test_any_linen_module_can_be_summarised():
     class Mine(nn.Module):
         @nn.compact
         def __call__(self, x):
-            x = nn.relu(nn.Dense(3, name="mix")(x))
+            x = nn.relu(nn.Dense(3, name="mix")(inputs=x))
+            x = nn.Conv(6, (3, 1), strides=(2, 1), feature_group_count=3)(x)
             return nn.Sequential([nn.Dense(5), nn.tanh])(x)
 
     rows = layer_summary(Mine(), (2, 4, 4, 2))
-    assert [(row.type, row.name, row.parameters) for row in rows] == [
-        ("Dense", "mix", 9),
-        ("Dense", "", 20),
-        ("tanh", "", 0),
+    assert [(r.type, r.name, r.parameters, r.macs, r.receptive_field) for r in rows] == [
+        ("Dense", "mix", 9, 2 * 4 * 4 * 2 * 3, (1, 1)),
+        ("Conv", "", 3 * 6 + 6, 2 * 2 * 4 * 6 * 3, (3, 1)),
+        ("Dense", "", 35, 2 * 2 * 4 * 6 * 5, (3, 1)),
+        ("tanh", "", 0, 0, (3, 1)),
     ]
 
 

@@ -1,17 +1,15 @@
 """Fashion-MNIST: found or prepared once, verified and memory-mapped ever after."""
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from jaxcnn.data.split import Split, check_split
 from jaxcnn.errors import DataError
+from jaxcnn.files import hold_lock
 
 CLASS_NAMES = (
     "T-shirt/top",
@@ -31,6 +29,10 @@ CONTENT = {  # what `content_digest` gives for the published files
     "train": "0c69d5cdeb902b69084012f812f066de080317bb3c64f43ca87f910d8ec86906",
     "test": "90c92c0507755a7d443edde8297ce4d0f131e42884e2e87e7fc9b81ffe215258",
 }
+
+
+class NoSourceError(DataError):
+    """Fashion-MNIST is not on this machine and cannot be downloaded."""
 
 
 def load_fashion_mnist(
@@ -125,7 +127,7 @@ def _load_arrays(root: Path, split: str, source: Path | None) -> tuple[np.ndarra
     paths = (arrays / f"{split}_images.npy", arrays / f"{split}_labels.npy")
     try:
         images, labels = (np.load(path, mmap_mode="r") for path in paths)
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise DataError(
             f"cannot read the arrays in {arrays}: {error}; delete that folder, and they are made "
             "again"
@@ -135,20 +137,29 @@ def _load_arrays(root: Path, split: str, source: Path | None) -> tuple[np.ndarra
 
 def _make_arrays(arrays: Path, prepared: Path, root: Path, source: Path | None) -> None:
     """Decode the prepared copy, preparing it first if need be; `arrays` appears when complete."""
-    with _lock(prepared.parent):  # of two processes, one prepares and the other waits
-        if arrays.is_dir():
-            return
-        if not prepared.is_dir():
-            _prepare(root, source)
-        print(f"Decoding Fashion-MNIST into {arrays} (once)", flush=True)
-        unfinished = arrays.with_name(f"{arrays.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
-        unfinished.mkdir()
-        for split in ("train", "test"):
-            images, labels = _decode(root, split)
-            np.save(unfinished / f"{split}_images.npy", images)
-            np.save(unfinished / f"{split}_labels.npy", labels)
-        unfinished.rename(arrays)
+    try:
+        arrays.parent.mkdir(parents=True, exist_ok=True)
+        with hold_lock(arrays.parent / ".lock", wait=True):  # of two processes, one prepares
+            if arrays.is_dir():
+                return
+            if not prepared.is_dir():
+                _prepare(root, source)
+            print(f"Decoding Fashion-MNIST into {arrays} (once)", flush=True)
+            unfinished = arrays.with_name(f"{arrays.name}.unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+            unfinished.mkdir()
+            for split in ("train", "test"):
+                images, labels = _decode(root, split)
+                np.save(unfinished / f"{split}_images.npy", images)
+                np.save(unfinished / f"{split}_labels.npy", labels)
+            unfinished.rename(arrays)
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(
+            f"cannot write to the data directory {root}: {error.strerror}; make room there, or "
+            "give another one: --config.data_dir=PATH or TFDS_DATA_DIR"
+        ) from error
 
 
 def _decode(root: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -174,7 +185,7 @@ def _prepare(root: Path, source: Path | None) -> None:
     except DataError as error:
         if source is not None:
             raise
-        raise DataError(
+        raise NoSourceError(
             f"Fashion-MNIST is not in {root} and cannot be downloaded: {error}. Do one of these:\n"
             "  - on Debian or Ubuntu: apt-get install dataset-fashion-mnist\n"
             "  - give the folder of the four published files: --config.data_source=PATH\n"
@@ -182,19 +193,3 @@ def _prepare(root: Path, source: Path | None) -> None:
             "  - run where the network can be reached, and TFDS downloads it\n"
             "  - or try the code on the bundled sample: --config.dataset=fashion_mnist_sample"
         ) from error
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the kernel frees it when the process ends, however it ends."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise DataError(
-            f"cannot write to the data directory {folder.parent}: {error.strerror}; give another "
-            "one: --config.data_dir=PATH or TFDS_DATA_DIR"
-        ) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

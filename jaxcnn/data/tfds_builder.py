@@ -85,20 +85,24 @@ def read(data_dir: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         DataError: if the prepared copy cannot be read, or not without TensorFlow.
     """
-    builder = FashionMNIST(data_dir=data_dir)
+    prepared = data_dir / "fashion_mnist" / "3.0.1"
+    if not (prepared / "dataset_info.json").is_file():
+        raise DataError(
+            f"{prepared} is not a complete TFDS copy; delete that folder, and it is prepared again"
+        )
     try:
+        builder = FashionMNIST(data_dir=data_dir)
         source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         examples = source.__getitems__(range(len(source)))
         images = [np.asarray(Image.open(io.BytesIO(example["image"]))) for example in examples]
     except NotImplementedError as error:
         raise DataError(
-            f"the copy in {builder.data_dir} was prepared in the format "
-            f"{builder.info.file_format.value!r}, which takes TensorFlow to read; give another "
-            "--config.data_dir, and jaxcnn prepares its own copy there"
+            f"the copy in {prepared} is not in ArrayRecord format, so reading it takes TensorFlow; "
+            "give another --config.data_dir, and jaxcnn prepares its own copy there"
         ) from error
     except Exception as error:  # ArrayRecord, protobuf and Pillow each have their own errors
         raise DataError(
-            f"the prepared copy in {builder.data_dir} cannot be read "
+            f"the prepared copy in {prepared} cannot be read "
             f"({type(error).__name__}: {error}); delete that folder, and it is prepared again"
         ) from error
     labels = np.array([example["label"] for example in examples], np.uint8)

@@ -73,7 +73,8 @@ def layer_summary(model: nn.Module, input_shape: Sequence[int]) -> list[LayerRow
     """List the layers of a model in the order of the computation; nothing is computed.
 
     Modules are listed wherever they are called, plain functions (activations, pooling) where they
-    stand in an `nn.Sequential`.
+    stand in an `nn.Sequential`. Costs and receptive fields are those of jaxcnn's layers and pooling
+    and of Flax's `Conv` and `Dense`; anything else is taken to work on each pixel by itself.
 
     Args:
         model: called as `model(images, train=False)` or `model(images)`.
@@ -157,10 +158,10 @@ class _Recorder:
         if context.method_name != "__call__":
             return call(*args, **kwargs)
         if isinstance(module, nn.Sequential):
-            return self._run_items(module, args[0])
+            return self._run_items(module, _first(args, kwargs))
         if module.path == () or module is self._recording:
             return call(*args, **kwargs)
-        return self._record(module, partial(call, *args, **kwargs), args[0])
+        return self._record(module, partial(call, *args, **kwargs), _first(args, kwargs))
 
     def _run_items(self, sequential: nn.Sequential, x: jax.Array) -> jax.Array:
         for layer in sequential.layers:
@@ -201,18 +202,22 @@ class _Recorder:
         return y
 
 
+def _first(args: tuple, kwargs: dict) -> Any:
+    return args[0] if args else next(iter(kwargs.values()))
+
+
 def _name(layer: Any) -> str:
     """Return the path of a module, unless Flax made it up from the type and a number."""
     made_up = layer.path[-1].startswith(f"{type(layer).__name__}_")
     return "" if made_up else "/".join(layer.path)
 
 
-def _window(layer: Any, x: jax.Array, y: jax.Array) -> tuple[IntOrPair, IntOrPair]:
+def _window(layer: Any, x: jax.Array, y: jax.Array) -> tuple[Any, Any]:
     """Return the window and the strides of a layer; (1, 1) for one that works on each pixel."""
     if x.ndim == 4 and y.ndim == 2:  # flattened, or pooled over the whole image
         return (x.shape[1], x.shape[2]), 1
-    if isinstance(layer, Conv):
-        return layer.kernel_size, layer.strides
+    if isinstance(layer, Conv | nn.Conv):
+        return layer.kernel_size, layer.strides or 1
     if isinstance(layer, partial) and layer.func in (avg_pool, max_pool):
         window = layer.keywords["window"]
         return window, layer.keywords.get("strides") or window
@@ -226,8 +231,10 @@ def _count_parameters(layer: Any) -> int:
 
 
 def _count_macs(layer: Any, x: jax.Array, y: jax.Array) -> int:
-    if isinstance(layer, Conv):
-        return math.prod(y.shape) * math.prod(as_pair(layer.kernel_size)) * x.shape[-1]
+    if isinstance(layer, Conv | nn.Conv):
+        groups = getattr(layer, "feature_group_count", 1)
+        height, width = as_pair(_window(layer, x, y)[0])
+        return math.prod(y.shape) * height * width * x.shape[-1] // groups
     if isinstance(layer, Dense | nn.Dense):
         return math.prod(y.shape) * x.shape[-1]
     return 0

@@ -21,15 +21,12 @@ class Display:
     """Live progress of a run; a context manager.
 
     Args:
-        first_step: steps that the run has behind it.
         num_steps: steps of the whole run.
         num_epochs: epochs of the whole run.
         console: where to write; standard output unless given.
     """
 
-    def __init__(
-        self, first_step: int, num_steps: int, num_epochs: int, console: Console | None = None
-    ):
+    def __init__(self, num_steps: int, num_epochs: int, console: Console | None = None):
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._num_steps, self._num_epochs = num_steps, num_epochs
         self._last_line = time.monotonic()
@@ -48,7 +45,7 @@ class Display:
             speed_estimate_period=600,
         )
         self._task = self._live.add_task(
-            "", total=num_steps, completed=first_step, epoch=f"-/{num_epochs}", numbers=""
+            "", total=num_steps, visible=False, epoch=f"-/{num_epochs}", numbers=""
         )
 
     def __enter__(self) -> "Display":
@@ -80,7 +77,11 @@ class Display:
         numbers = f"{rate:,.0f} images/s  loss {loss:.4f}  accuracy {accuracy:.4f}"
         if self.console.is_terminal:
             self._live.update(
-                self._task, completed=step, epoch=f"{epoch}/{self._num_epochs}", numbers=numbers
+                self._task,
+                completed=step,
+                visible=True,
+                epoch=f"{epoch}/{self._num_epochs}",
+                numbers=numbers,
             )
         elif time.monotonic() - self._last_line > _PLAIN_SECONDS:
             self._last_line = time.monotonic()

@@ -7,24 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from jaxcnn.files import write_atomically
+
 Row = dict[str, Any]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it holds either its old or its new content, whatever happens.
-
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "note.txt"
-    >>> write_atomically(path, "done")
-    >>> path.read_text()
-    'done'
-    """
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
 
 
 class JsonLines:
@@ -56,7 +41,7 @@ class JsonLines:
     def append(self, rows: Iterable[Row]) -> None:
         """Add rows; return when they are on disk."""
         with self.path.open("a") as file:
-            file.write("".join(f"{json.dumps(row)}\n" for row in rows))
+            file.write("".join(f"{json.dumps(row, allow_nan=False)}\n" for row in rows))
             file.flush()
             os.fsync(file.fileno())
 

@@ -1,5 +1,6 @@
 """The recipe: config, data, model, state, programs; then train, evaluate, keep, report."""
 
+import math
 import time
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxcnn.config import DTYPES, check_batches, validate_config
 from jaxcnn.data import Split, load_dataset
-from jaxcnn.errors import ConfigError
+from jaxcnn.errors import ConfigError, TrainingError
 from jaxcnn.models import create_model
 from jaxcnn.train.display import Display
 from jaxcnn.train.logs import Row
@@ -33,6 +34,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> TrainState:
     Raises:
         ConfigError: if the config cannot be trained with, or `workdir` holds another run.
         DataError: if the data set is missing or damaged.
+        TrainingError: if the loss is not finite.
     """
     validate_config(config)
     train, test = _load_data(config)
@@ -48,13 +50,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> TrainState:
     optimizer = create_optimizer(config)
     image_shape = (config.image_size, config.image_size, train.images.shape[3])
     state = create_train_state(model, optimizer, image_shape, config.seed, dtype)
-    run = Workdir(workdir, config)
-    state = run.resume(parallel.replicate(state))
-    step = int(state.step)
     steps_per_epoch = -(-len(train.labels) // config.batch_size)
     num_steps = config.num_epochs * steps_per_epoch
-    with Display(step, num_steps, config.num_epochs) as display:
+    with Workdir(workdir, config) as run, Display(num_steps, config.num_epochs) as display:
         display.say(_describe(config, state, train, test, parallel, run.folder))
+        state = run.resume(parallel.replicate(state), warn=display.say)
+        step = int(state.step)
         if step:
             what = "resuming" if step < num_steps else "already trained; nothing to do"
             display.say(f"{what} after epoch {step // steps_per_epoch} (step {step})")
@@ -66,12 +67,21 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> TrainState:
             state, row, step_rows = _train_epoch(programs, state, step, display)
             display.evaluating()
             row |= _evaluate(programs, state) | {"compile_seconds": compile_seconds}
+            _check_finite(row["test_loss"], row["step"], "test loss")
             step, compile_seconds = row["step"], 0.0
             run.keep(state, row, step_rows)
             display.epoch(row)
-        run.finish()
+        run.draw()
         display.say(_summarize(run))
     return state
+
+
+def _check_finite(loss: float, step: int, name: str) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the {name} is {loss} at step {step}; the last finite checkpoint is kept; try a "
+            "smaller learning_rate in another --workdir"
+        )
 
 
 def _load_data(config: ConfigDict) -> tuple[Split, Split]:
@@ -102,6 +112,7 @@ def _train_epoch(
         for entry in metrics.rows():  # waits for the device
             total += entry
             now = step + len(step_rows) + 1
+            _check_finite(entry.loss(), now, "loss")
             step_rows.append(
                 {"step": now, "epoch": epoch, "loss": entry.loss(), "accuracy": entry.accuracy()}
             )
@@ -156,6 +167,8 @@ def _describe(
 
 def _summarize(run: Workdir) -> str:
     rows = run.rows()
+    if not rows:
+        return f"done; metrics.jsonl in {run.folder} has been removed, so there is nothing to show"
     best = max(rows, key=lambda row: row["test_accuracy"])
     return (
         f"done: test accuracy {rows[-1]['test_accuracy']:.4f} after epoch {rows[-1]['epoch']}, "

@@ -18,6 +18,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 ROOT = Path(__file__).parents[1]
+collect_ignore = ["torch_nets.py"]  # no tests in it, and it takes PyTorch to import
 
 
 @pytest.fixture(scope="session")

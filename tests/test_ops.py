@@ -130,6 +130,25 @@ def test_values_and_gradients_match_the_references(dtype, data):
             assert_close(vjp(jnp.array(g))[0], expected, dtype)
 
 
+@pytest.mark.parametrize(
+    ("size", "window", "strides", "padding"),
+    [
+        ((6, 3), (2, 2), (2, 2), (1, 0)),
+        ((7, 4), (4, 2), (2, 2), (1, 1)),
+        ((6, 7), (2, 4), (2, 3), (1, 2)),
+    ],
+)
+def test_gradients_that_xla_would_abort_on(run_python, size, window, strides, padding):
+    """In a process of its own: where it fails, the process is gone."""
+    code = (
+        "import jax, jax.numpy as jnp; from jaxcnn import ops;"
+        f"x, k = jnp.ones((2, *{size}, 2)), jnp.ones((*{window}, 2, 3));"
+        f"f = lambda x, k: (ops.conv2d(x, k, {strides}, {padding}) ** 2).sum();"
+        "jax.grad(f, (0, 1))(x, k); jax.jit(jax.grad(f, (0, 1)))(x, k)"
+    )
+    assert run_python("-c", code, JAX_PLATFORMS="cpu").returncode == 0
+
+
 def test_second_derivatives():
     x, k = jnp.asarray(random(1, 5, 4, 2)), jnp.asarray(random(3, 3, 2, 2, seed=1))
     check_grads(lambda x, k: ops.conv2d(x, k, 2, 1) ** 2, (x, k), order=2, rtol=2e-2, atol=2e-2)

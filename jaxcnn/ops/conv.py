@@ -44,6 +44,12 @@ def conv2d(
     strides, padding = as_pair(strides), as_pair(padding)
     for axis in (0, 1):  # refuse here what XLA would turn into an empty output
         conv_output_size(images.shape[axis + 1], kernel.shape[axis], padding[axis], strides[axis])
+    if any(k == 2 and s > 1 and p for k, s, p in zip(kernel.shape, strides, padding, strict=False)):
+        # On CPU, XLA's simplifier (jaxlib 0.10.2) aborts the process on the gradient of some such
+        # convolutions, of 6 x 3 pixels with a 2 x 2 kernel, stride 2 and padding (1, 0) for one.
+        # Padding the images apart keeps it from the rewrite that fails.
+        images = jnp.pad(images, ((0, 0), *((p, p) for p in padding), (0, 0)))
+        padding = (0, 0)
     return lax.conv_general_dilated(
         images,
         kernel,

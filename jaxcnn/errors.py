@@ -9,7 +9,7 @@ class JaxcnnError(Exception):
 
 
 class ConfigError(JaxcnnError, ValueError):
-    """A config that cannot be trained with."""
+    """A config that cannot be trained with, or not in the workdir that was given."""
 
 
 class DataError(JaxcnnError, OSError):

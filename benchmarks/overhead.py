@@ -8,6 +8,7 @@ logs, checkpoint. Prints a table and one JSON line.
 """
 
 import argparse
+import io
 import json
 import resource
 import statistics
@@ -49,10 +50,9 @@ def main() -> None:
     programs = Programs(config, parallel, model, optimizer, train, test, state)
     run = Workdir(tempfile.mkdtemp(), config)
     state, step = run.resume(state, warn=print), 0
-    shares, peaks = [], []
-    console = Console(file=open("/dev/null", "w"), force_terminal=True)  # noqa: SIM115
-    print("epoch  programs alone, s  whole epoch, s  share  peak memory, MB")
-    with Display(10**6, options.epochs, console) as display:
+    shares, peaks, lines = [], [], []
+    screen = Console(file=io.StringIO(), force_terminal=True)  # drawn, but not shown
+    with Display(10**6, options.epochs, screen) as display:
         for epoch in range(options.epochs):
             start = time.perf_counter()
             for call in programs.train_epoch(step):
@@ -69,10 +69,10 @@ def main() -> None:
             step = row["step"]
             shares.append(alone / whole)
             peaks.append(megabytes())
-            print(
-                f"{epoch:5}  {alone:17.3f}  {whole:14.3f}  {shares[-1]:5.3f}  {peaks[-1]:15.0f}",
-                flush=True,
+            lines.append(
+                f"{epoch:5}  {alone:17.3f}  {whole:14.3f}  {shares[-1]:5.3f}  {peaks[-1]:15.0f}"
             )
+    print("epoch  programs alone, s  whole epoch, s  share  peak memory, MB", *lines, sep="\n")
     result = {
         "model": config.model,
         "median_share": statistics.median(shares),

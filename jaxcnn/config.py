@@ -215,6 +215,10 @@ def _check_number(
 
 
 def _check_devices(num_devices: int) -> None:
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"there are {jax.process_count()} JAX processes; a run takes the devices of one process"
+        )
     if num_devices > jax.local_device_count():
         raise ConfigError(
             f"config.num_devices is {num_devices}, but there are {jax.local_device_count()} "

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEBIAN := sh .ci/debian
 
-.PHONY: train test test-torch lint data clean
+.PHONY: train test test-torch docs lint data clean
 
 # LeNet for ten epochs on Fashion-MNIST; only here does the bundled sample stand in for data that
 # cannot be had, and it says so.
@@ -23,13 +23,17 @@ train: $(VENV)/installed data
 	fi
 
 test: $(VENV)/installed data
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 # The comparisons with PyTorch, in an environment of their own; prints the largest differences.
 test-torch:
 	$(MAKE) VENV=.venv-torch .venv-torch/installed
 	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	.venv-torch/bin/python -m pytest -m torch -s
+
+# docs/walkthrough.ipynb from docs/walkthrough.py: runs every cell, about two minutes.
+docs: $(VENV)/installed
+	$(BIN)/python docs/build.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """What a person sees while a run trains: a live line in a terminal, plain lines elsewhere."""
 
+import sys
 import time
 from types import TracebackType
 
@@ -27,7 +28,13 @@ class Display:
     """
 
     def __init__(self, num_steps: int, num_epochs: int, console: Console | None = None):
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        # In Jupyter plain lines: rich takes it for a terminal, but a redrawn bar fills the cell.
+        self.console = console or Console(
+            highlight=False,
+            soft_wrap=True,
+            force_jupyter=False,
+            force_terminal=sys.stdout.isatty(),
+        )
         self._num_steps, self._num_epochs = num_steps, num_epochs
         self._last_line = time.monotonic()
         self._live = Progress(

@@ -1,6 +1,7 @@
 """Train a model: `python train.py --config configs/lenet.py [--workdir DIR] [--config.key=value]`.
 
-Run the same command again, and it goes on where it stopped.
+Run the same command again, and it goes on where it stopped. Exit status: 0 when trained, 2 with one
+line that says what is wrong, 130 or 143 when SIGINT (Ctrl-C) or SIGTERM stopped it.
 """
 
 import sys
@@ -11,7 +12,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from jaxcnn.config import check_keys
-from jaxcnn.errors import JaxcnnError
+from jaxcnn.errors import JaxcnnError, StoppedError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/lenet.py.")
 WORKDIR = flags.DEFINE_string(
@@ -27,10 +28,13 @@ def main(argv: list[str]) -> None:
 
     try:
         train_and_evaluate(CONFIG.value, WORKDIR.value or default_workdir())
+    except StoppedError as stopped:
+        print(f"train.py: {stopped}", file=sys.stderr)
+        sys.exit(128 + stopped.signal)  # as a shell reports a process that a signal ended
     except JaxcnnError as error:
         fail(error)
-    except KeyboardInterrupt:
-        print("\ntrain.py: stopped; the same command goes on after the last epoch", file=sys.stderr)
+    except KeyboardInterrupt:  # not while it trains: there it is StoppedError
+        print("\ntrain.py: stopped; nothing is lost, give the same command again", file=sys.stderr)
         sys.exit(130)
 
 

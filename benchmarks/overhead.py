@@ -23,9 +23,11 @@ from jaxcnn.config import get_default_config
 from jaxcnn.data import load_dataset
 from jaxcnn.models import create_model
 from jaxcnn.train import create_optimizer, create_train_state, loop
+from jaxcnn.train.checkpoint import Progress
 from jaxcnn.train.display import Display
 from jaxcnn.train.parallel import DataParallel
 from jaxcnn.train.programs import Programs
+from jaxcnn.train.signals import StopSignal
 from jaxcnn.train.workdir import Workdir
 
 
@@ -48,8 +50,8 @@ def main() -> None:
     optimizer = create_optimizer(config)
     state = parallel.replicate(create_train_state(model, optimizer, (28, 28, 1)))
     programs = Programs(config, parallel, model, optimizer, train, test, state)
-    run = Workdir(tempfile.mkdtemp(), config)
-    state, step = run.resume(state, warn=print), 0
+    run = Workdir(tempfile.mkdtemp(), config, digests={}, environment={})
+    (state, _), step = run.resume(state, warn=print), 0
     shares, peaks, lines = [], [], []
     screen = Console(file=io.StringIO(), force_terminal=True)  # drawn, but not shown
     with Display(10**6, options.epochs, screen) as display:
@@ -57,16 +59,16 @@ def main() -> None:
             start = time.perf_counter()
             for call in programs.train_epoch(step):
                 state, _ = call(state)
-            jax.block_until_ready((state, programs.evaluate(state)))
+            jax.block_until_ready((state, list(programs.evaluate(state))))
             alone = time.perf_counter() - start
             step += programs.steps_per_epoch
             start = time.perf_counter()
-            state, row, step_rows = loop._train_epoch(programs, state, step, display)
-            row |= loop._evaluate(programs, state)
-            run.keep(state, row, step_rows)
-            display.epoch(row)
+            trainer = loop.Trainer(
+                config, programs, run, display, StopSignal(), state, Progress(epoch=2 * epoch + 1)
+            )
+            trainer.train_epoch()
             whole = time.perf_counter() - start
-            step = row["step"]
+            state, step = trainer.state, int(trainer.state.step)
             shares.append(alone / whole)
             peaks.append(megabytes())
             lines.append(

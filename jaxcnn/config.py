@@ -43,6 +43,9 @@ def get_default_config() -> ConfigDict:
     config.weight_decay = 0.0  # times each parameter is added to its gradient
     config.seed = 0  # of weights, order and dropout: the same seed gives the same run
 
+    # Keeping it
+    config.checkpoint_every_steps = 0  # also save within an epoch, this often; 0: only at its end
+
     # Where
     config.num_devices = 0  # devices to share each batch; 0: all
     config.steps_per_dispatch = 0  # training steps per call of the program; 0: 1 on CPU, else 50
@@ -113,7 +116,13 @@ def validate_config(config: ConfigDict) -> None:
         _check_number(key, config[key], at_least=1)
     _check_number("num_classes", config.num_classes, at_least=1, below=2**20)
     _check_number("image_size", config.image_size, at_least=1, below=2**13)
-    for key in ("max_train_examples", "max_test_examples", "num_devices", "steps_per_dispatch"):
+    for key in (
+        "max_train_examples",
+        "max_test_examples",
+        "checkpoint_every_steps",
+        "num_devices",
+        "steps_per_dispatch",
+    ):
         _check_number(key, config[key], at_least=0)
     _check_number("learning_rate", config.learning_rate, above=0)
     _check_number("momentum", config.momentum, at_least=0, below=1)

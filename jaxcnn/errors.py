@@ -1,6 +1,7 @@
 """Errors that a user can put right: `train.py` prints their message alone and exits with 2."""
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -17,7 +18,19 @@ class DataError(JaxcnnError, OSError):
 
 
 class TrainingError(JaxcnnError, ArithmeticError):
-    """A run that cannot go on, such as one whose loss is not finite."""
+    """A run that cannot go on: its loss is not finite, or its checkpoint cannot be written."""
+
+
+class StoppedError(JaxcnnError):
+    """A run that was asked to stop, and has saved where it was.
+
+    Attributes:
+        signal: the one that asked.
+    """
+
+    def __init__(self, message: str, signal: signal.Signals):
+        super().__init__(message)
+        self.signal = signal
 
 
 def did_you_mean(given: str, accepted: Iterable[str]) -> str:

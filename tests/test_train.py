@@ -166,7 +166,9 @@ def test_devices_agree_in_float64():
                 model_of, config, TRAIN.first(56), TEST.first(19), jnp.float64
             )
             state, losses = run_epochs(programs, state, epochs=2)
-            results.append((losses, jax.device_get(state), programs.evaluate(state).total()))
+            results.append(
+                (losses, jax.device_get(state), list(programs.evaluate(state))[-1].total())
+            )
     (losses, state, total), (losses_n, state_n, total_n) = results
     assert len(losses) == 8
     np.testing.assert_allclose(losses_n, losses, rtol=1e-6)  # losses are logged in float32
@@ -186,7 +188,7 @@ def test_many_steps_per_call_are_the_same_steps(steps_per_dispatch):
             lambda axis_name: LeNetModern(), config, TRAIN.first(100), TEST.first(50)
         )
         state, losses = run_epochs(programs, state, epochs=2)
-        results.append((int(state.step), losses, programs.evaluate(state).total()))
+        results.append((int(state.step), losses, list(programs.evaluate(state))[-1].total()))
     (step, losses, total), (step_n, losses_n, total_n) = results
     assert step == step_n == len(losses) == len(losses_n) == 14
     np.testing.assert_allclose(losses_n, losses, rtol=1e-4)
@@ -233,7 +235,7 @@ def test_evaluation_counts_each_example_once(examples, batch_size, devices):
     programs, state = make_programs(
         lambda axis_name: model, config, TRAIN.first(batch_size), TEST.first(examples)
     )
-    total = programs.evaluate(state).total()
+    total = list(programs.evaluate(state))[-1].total()
     images, labels = preprocess(jnp.asarray(TEST.images[:examples])), TEST.labels[:examples]
     logits = model.apply(jax.device_get(state).variables, images)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)

@@ -1,5 +1,6 @@
 """What every data set loader returns."""
 
+import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,18 @@ class Split(NamedTuple):
         if count == 0:
             return self
         return Split(self.images[:count], self.labels[:count], self.class_names)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the images and labels, in their order, in hexadecimal.
+
+        >>> Split(np.zeros((5, 2, 2, 1), np.uint8), np.arange(5), ("a",)).digest()[:8]
+        'e232b26f'
+        """
+        digest = hashlib.sha256()
+        for array in (self.images, self.labels):
+            digest.update(f"{array.dtype.str}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
 
 def check_split(split: str) -> None:

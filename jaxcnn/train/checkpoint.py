@@ -1,95 +1,296 @@
-"""The one file that knows Orbax: checkpoints in `<folder>/<step>/`."""
+"""The one file that knows Orbax: checkpoints in `<folder>/<step>/`.
 
-from collections.abc import Callable
+| in `<step>/`     |                                                                    |
+|------------------|--------------------------------------------------------------------|
+| `state/`         | the `TrainState`, written by Orbax                                  |
+| `progress.json`  | where the run is: see `Progress`                                    |
+| `checksums.json` | SHA-256 of every other file; a checkpoint is good if they all match |
+
+A checkpoint is written under a hidden name and appears under its step number when it is whole and
+on disk; only then is an older one deleted, by way of a hidden name too. So a kill at any moment
+leaves whole checkpoints and hidden folders, which the next run clears away.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
+from jaxcnn.errors import ConfigError, TrainingError
 from jaxcnn.train.state import TrainState
+
+CHECKSUMS = "checksums.json"
+PROGRESS = "progress.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a run is, beside its state.
+
+    Attributes:
+        epoch: finished epochs, evaluation included.
+        position: steps taken in the epoch under way.
+        loss_sum: over the examples of those steps, in nats.
+        correct: of those examples.
+        count: of those examples.
+        seconds: that those steps took.
+        test_accuracy: of the epoch that ended here; None within an epoch.
+    """
+
+    epoch: int = 0
+    position: int = 0
+    loss_sum: float = 0.0
+    correct: float = 0.0
+    count: float = 0.0
+    seconds: float = 0.0
+    test_accuracy: float | None = None
 
 
 class Checkpoints:
-    """The best checkpoint (by test accuracy) and the last two of a run.
+    """The last two checkpoints of a run, and the best of those at an epoch's end.
 
-    A checkpoint appears under its step number when it is complete; an older one is deleted only
-    after that. Of the last two, the older is what a run goes on from if the newer is damaged.
+    Of the last two, the older is what a run goes on from if the newer is damaged.
 
     Args:
-        folder: made if it is missing.
+        folder: made if it is missing; what an interrupted run left half done is cleared away.
     """
 
     def __init__(self, folder: str | Path):
-        self._folder = Path(folder).absolute()
-        policies = [
-            checkpoint_managers.LatestN(2),
-            checkpoint_managers.BestN(get_metric_fn=lambda row: row["test_accuracy"], n=1),
-        ]
-        self._manager = ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-                # Saving in the background would share memory with a state that the next step
-                # takes over.
-                enable_async_checkpointing=False,
-            ),
-        )
+        self.folder = Path(folder).absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+        for path in self.folder.glob(".replaced-*"):  # killed before its successor took its place
+            place = self.folder / path.name.removeprefix(".replaced-")
+            if not place.exists():
+                path.rename(place)
+        self._clear_away()
 
     @property
     def steps(self) -> list[int]:
         """The steps that are there, in order."""
-        return sorted(self._manager.all_steps())
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
 
-    def save(self, step: int, state: TrainState, row: dict[str, Any]) -> None:
+    def save(self, step: int, state: TrainState, progress: Progress) -> None:
         """Save a state; return when it is on disk.
 
         Args:
-            step: its step count.
+            step: its step count; a checkpoint of the same step is replaced.
             state: on any number of devices.
-            row: its metrics; `test_accuracy` decides which checkpoint is the best.
-        """
-        args = ocp.args.Composite(state=ocp.args.StandardSave(_as_dict(state)))
-        self._manager.save(step, args=args, metrics=row, force=True)
+            progress: of the run; its `test_accuracy` decides which checkpoint is the best.
 
-    def restore(self, step: int, state: TrainState) -> TrainState:
-        """Return the state of a saved step.
+        Raises:
+            TrainingError: if a number in the state is not finite, or it cannot be written; the
+                checkpoints that were there stay.
+        """
+        _check_finite(state, step)
+        unfinished = self._path(step, "unfinished")
+        try:
+            unfinished.mkdir()
+            self._orbax.save(unfinished / "state", args=ocp.args.StandardSave(_as_dict(state)))
+            _write(unfinished / PROGRESS, dataclasses.asdict(progress))
+            _write(unfinished / CHECKSUMS, _checksums(unfinished))
+            _sync([unfinished, *unfinished.rglob("*")])
+            if self._path(step).exists():
+                self._path(step).rename(self._path(step, "replaced"))
+            unfinished.rename(self._path(step))
+            _sync([self.folder])
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            shutil.rmtree(unfinished, ignore_errors=True)
+            kept = f"that of step {self.steps[-1]} is kept" if self.steps else "there is none yet"
+            raise TrainingError(
+                f"the checkpoint of step {step} cannot be saved in {str(self.folder)!r} "
+                f"({_reason(error)}); {kept}; make room there, and give the same command again"
+            ) from error
+        self._prune()
+
+    def restore(self, step: int, state: TrainState) -> tuple[TrainState, Progress]:
+        """Return the state of a saved step, and the progress of the run.
 
         Args:
             step: one of `steps`.
             state: gives the structure, the shapes and the devices.
+
+        Raises:
+            DamagedCheckpointError: if a file of it is not what was written.
+            ConfigError: if it is whole, but of another network or optimizer.
         """
+        path = self._path(step)
+        _check_files(path)
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_dict(state))
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        return TrainState(**self._manager.restore(step, args=args)["state"])
+        difference = _difference(self._shapes(path), _by_name(target))
+        if difference:
+            raise ConfigError(
+                f"the checkpoint {str(path)!r} is of another network or optimizer: {difference}; "
+                "give another --workdir"
+            )
+        try:
+            saved = self._orbax.restore(path / "state", args=ocp.args.StandardRestore(target))
+            return TrainState(**saved), _read_progress(path)
+        except Exception as error:
+            raise ConfigError(
+                f"the checkpoint {str(path)!r} is whole, but cannot be read with Orbax "
+                f"{ocp.__version__} ({_reason(error)}); use the versions in its run.json"
+            ) from error
 
-    def restore_newest(self, state: TrainState, warn: Callable[[str], None]) -> TrainState | None:
-        """Return the newest state that can be read, or None if there is none.
+    def restore_newest(
+        self, state: TrainState, warn: Callable[[str], None]
+    ) -> tuple[TrainState, Progress] | None:
+        """Return the newest checkpoint that is good, or None if there is none.
 
-        A checkpoint that cannot be read is moved to `<folder>/../damaged/`, not deleted.
+        A damaged one is moved to `<folder>/../damaged/`, not deleted.
 
         Args:
             state: as in `restore`.
-            warn: called with one line for each checkpoint that cannot be read.
+            warn: called with one line for each damaged checkpoint.
+
+        Raises:
+            ConfigError: as in `restore`.
         """
         for step in reversed(self.steps):
             try:
                 return self.restore(step, state)
-            except Exception as error:  # Orbax and TensorStore raise many kinds
-                aside = self._folder.parent / "damaged"
+            except DamagedCheckpointError as error:
+                aside = self.folder.parent / "damaged"
                 aside.mkdir(exist_ok=True)
                 place = aside / f"{step}-{len(list(aside.iterdir()))}"
-                (self._folder / str(step)).rename(place)
-                reason = f"{error}".strip().splitlines()[0][:200]
-                warn(f"checkpoint {step} cannot be read and is now {place}: {reason}")
-                self._manager.reload()
+                self._path(step).rename(place)
+                warn(f"checkpoint {step} is damaged and is now {place}: {error}")
         return None
 
     def close(self) -> None:
-        """Free what the manager holds."""
-        self._manager.close()
+        """Free what Orbax holds."""
+        self._orbax.close()
+
+    def _path(self, step: int, hidden: str = "") -> Path:
+        return self.folder / (f".{hidden}-{step}" if hidden else f"{step}")
+
+    def _shapes(self, path: Path) -> dict[str, tuple]:
+        """Return the shapes and dtypes of a saved state, without reading its numbers."""
+        metadata = self._orbax.metadata(path / "state")
+        return _by_name(metadata.item_metadata.tree)
+
+    def _prune(self) -> None:
+        """Delete all but the last two and the best."""
+        accuracies = {}
+        for step in self.steps:
+            with contextlib.suppress(OSError, ValueError, TypeError):  # a damaged one is not best
+                accuracies[step] = _read_progress(self._path(step)).test_accuracy
+        finished = {step: accuracy for step, accuracy in accuracies.items() if accuracy is not None}
+        keep = {*self.steps[-2:], *([max(finished, key=finished.__getitem__)] if finished else [])}
+        for step in set(self.steps) - keep:
+            self._path(step).rename(self._path(step, "deleted"))
+        self._clear_away()
+
+    def _clear_away(self) -> None:
+        for kind in ("unfinished", "replaced", "deleted"):
+            for path in self.folder.glob(f".{kind}-*"):
+                shutil.rmtree(path)
+
+
+class DamagedCheckpointError(Exception):
+    """A checkpoint whose files are not those that were written; the message says which."""
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
     return {name: getattr(state, name) for name in state.__dataclass_fields__}
+
+
+def _by_name(tree: Any) -> dict[str, tuple]:
+    """Return (shape, dtype) of every array of a tree, by names such as 'params/conv1/kernel'."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(x.shape), np.dtype(x.dtype))
+        for path, x in leaves
+    }
+
+
+def _difference(saved: dict[str, tuple], expected: dict[str, tuple]) -> str:
+    """Return the first array that differs, with both shapes; '' if none does."""
+    for name in [*expected, *saved]:
+        there, here = (
+            "x".join(map(str, arrays[name][0])) + f" {arrays[name][1]}"
+            if name in arrays
+            else "none"
+            for arrays in (saved, expected)
+        )
+        if there != here:
+            return f"{name} is {there} there and {here} here"
+    return ""
+
+
+def _check_finite(state: TrainState, step: int) -> None:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(_as_dict(state))
+    for path, x in leaves:
+        if not np.isfinite(np.asarray(x)).all():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise TrainingError(
+                f"{name} is not finite after step {step}; the last finite checkpoint is kept; try "
+                "a smaller learning_rate in another --workdir"
+            )
+
+
+def _files(path: Path) -> list[str]:
+    """Return every file below a checkpoint but the list of checksums."""
+    names = (str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir())
+    return sorted(name for name in names if name != CHECKSUMS)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checksums(path: Path) -> dict[str, str]:
+    return {name: _checksum(path / name) for name in _files(path)}
+
+
+def _check_files(path: Path) -> None:
+    """Raise DamagedCheckpointError unless the files are those that were written, bit for bit."""
+    try:
+        expected = json.loads((path / CHECKSUMS).read_text())
+        found = _checksums(path)
+    except (OSError, ValueError) as error:
+        raise DamagedCheckpointError(f"{CHECKSUMS} cannot be read: {_reason(error)}") from error
+    if not isinstance(expected, dict) or not expected:
+        raise DamagedCheckpointError(f"{CHECKSUMS} lists no files")
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            raise DamagedCheckpointError(f"{name} is missing")
+        if name not in expected:
+            raise DamagedCheckpointError(f"{name} does not belong to it")
+        if expected[name] != found[name]:
+            raise DamagedCheckpointError(f"{name} has changed since it was written")
+
+
+def _read_progress(path: Path) -> Progress:
+    return Progress(**json.loads((path / PROGRESS).read_text()))
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(f"{json.dumps(content, indent=2)}\n")
+
+
+def _sync(paths: Iterable[Path]) -> None:
+    """Wait until files and folders are on disk."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _reason(error: BaseException) -> str:
+    """Return one line of at most 200 characters."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (f"{error}".strip() or type(error).__name__).splitlines()[0][:200]

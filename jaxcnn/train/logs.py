@@ -21,7 +21,7 @@ class JsonLines:
     >>> import tempfile
     >>> log = JsonLines(Path(tempfile.mkdtemp()) / "metrics.jsonl")
     >>> log.append([{"step": 1}, {"step": 2}, {"step": 3}])
-    >>> log.truncate(after=2)
+    >>> log.truncate("step", 2)
     >>> log.rows()
     [{'step': 1}, {'step': 2}]
     """
@@ -45,10 +45,10 @@ class JsonLines:
             file.flush()
             os.fsync(file.fileno())
 
-    def truncate(self, after: int) -> None:
-        """Drop the rows of later steps, and what was not written to its end."""
+    def truncate(self, key: str, last: int) -> None:
+        """Drop the rows with more than `last` under a key, and what was not written to its end."""
         if self.path.exists():
-            kept = [row for row in self.rows() if row["step"] <= after]
+            kept = [row for row in self.rows() if row[key] <= last]
             write_atomically(self.path, "".join(f"{json.dumps(row)}\n" for row in kept))
 
 

@@ -1,5 +1,6 @@
 """The recipe: config, data, model, state, programs; then train, evaluate, keep, report."""
 
+import dataclasses
 import math
 import time
 from pathlib import Path
@@ -9,20 +10,25 @@ from ml_collections import ConfigDict
 
 from jaxcnn.config import DTYPES, check_batches, validate_config
 from jaxcnn.data import Split, load_dataset
-from jaxcnn.errors import ConfigError, TrainingError
+from jaxcnn.errors import ConfigError, StoppedError, TrainingError
 from jaxcnn.models import create_model
+from jaxcnn.train.checkpoint import Progress
 from jaxcnn.train.display import Display
+from jaxcnn.train.environment import describe_environment
 from jaxcnn.train.logs import Row
 from jaxcnn.train.metrics import Metrics
 from jaxcnn.train.optim import create_optimizer
 from jaxcnn.train.parallel import DataParallel
 from jaxcnn.train.programs import Programs
+from jaxcnn.train.signals import StopSignal
 from jaxcnn.train.state import TrainState, create_train_state
 from jaxcnn.train.workdir import Workdir
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> TrainState:
     """Train a model and evaluate it after each epoch; go on where an earlier call stopped.
+
+    While it trains, SIGINT and SIGTERM make it save and stop after the step under way.
 
     Args:
         config: see `jaxcnn.get_default_config`.
@@ -34,7 +40,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> TrainState:
     Raises:
         ConfigError: if the config cannot be trained with, or `workdir` holds another run.
         DataError: if the data set is missing or damaged.
-        TrainingError: if the loss is not finite.
+        TrainingError: if the loss is not finite, or the state cannot be saved.
+        StoppedError: after saving, if a signal asked to stop.
     """
     validate_config(config)
     train, test = _load_data(config)
@@ -50,30 +57,167 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> TrainState:
     optimizer = create_optimizer(config)
     image_shape = (config.image_size, config.image_size, train.images.shape[3])
     state = create_train_state(model, optimizer, image_shape, config.seed, dtype)
-    steps_per_epoch = -(-len(train.labels) // config.batch_size)
-    num_steps = config.num_epochs * steps_per_epoch
-    with Workdir(workdir, config) as run, Display(num_steps, config.num_epochs) as display:
+    num_steps = config.num_epochs * -(-len(train.labels) // config.batch_size)
+    digests = {"train": train.digest(), "test": test.digest()}
+    environment = describe_environment(parallel.devices)
+    with (
+        Workdir(workdir, config, digests, environment) as run,
+        Display(num_steps, config.num_epochs) as display,
+    ):
         display.say(_describe(config, state, train, test, parallel, run.folder))
-        state = run.resume(parallel.replicate(state), warn=display.say)
-        step = int(state.step)
-        if step:
-            what = "resuming" if step < num_steps else "already trained; nothing to do"
-            display.say(f"{what} after epoch {step // steps_per_epoch} (step {step})")
-        if step < num_steps:
+        state, progress = run.resume(parallel.replicate(state), warn=display.say)
+        if int(state.step):
+            display.say(_where(progress, int(state.step), config.num_epochs))
+        if progress.epoch < config.num_epochs:
             programs = Programs(config, parallel, model, optimizer, train, test, state)
-            compile_seconds = programs.compile_seconds
-            display.say(f"compiled in {compile_seconds:.1f} s")
-        while step < num_steps:
-            state, row, step_rows = _train_epoch(programs, state, step, display)
-            display.evaluating()
-            row |= _evaluate(programs, state) | {"compile_seconds": compile_seconds}
-            _check_finite(row["test_loss"], row["step"], "test loss")
-            step, compile_seconds = row["step"], 0.0
-            run.keep(state, row, step_rows)
-            display.epoch(row)
+            display.say(f"compiled in {programs.compile_seconds:.1f} s")
+            with StopSignal() as stop:
+                trainer = Trainer(config, programs, run, display, stop, state, progress)
+                while trainer.progress.epoch < config.num_epochs:
+                    trainer.train_epoch()
+                state = trainer.state
         run.draw()
         display.say(_summarize(run))
     return state
+
+
+class Trainer:
+    """The state and the progress of a run, and how they go on: an epoch, and saving."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        programs: Programs,
+        run: Workdir,
+        display: Display,
+        stop: StopSignal,
+        state: TrainState,
+        progress: Progress,
+    ):
+        self.state, self.progress = state, progress
+        self._programs, self._run, self._display, self._stop = programs, run, display, stop
+        self._save_every = config.checkpoint_every_steps
+        self._step = int(state.step)  # whose metrics are recorded
+        self._step_rows: list[Row] = []  # since the last checkpoint
+        self._compile_seconds = programs.compile_seconds
+
+    def train_epoch(self) -> None:
+        """Train to the end of the epoch, evaluate, log and save; or stop where a signal asks."""
+        if self.progress.position < self._programs.steps_per_epoch:
+            self._take_steps()
+        self._display.evaluating()
+        start = time.perf_counter()
+        test = self._evaluate()
+        progress = self.progress
+        train = Metrics(progress.loss_sum, progress.correct, progress.count)
+        row = {
+            "epoch": progress.epoch + 1,
+            "step": self._step,
+            "train_loss": train.loss(),
+            "train_accuracy": train.accuracy(),
+            "images_per_second": progress.count / progress.seconds,
+            "train_seconds": progress.seconds,
+            "test_loss": test.loss(),
+            "test_accuracy": test.accuracy(),
+            "test_seconds": time.perf_counter() - start,
+            "compile_seconds": self._compile_seconds,
+        }
+        _check_finite(row["test_loss"], self._step, "test loss")
+        self._compile_seconds = 0.0
+        self.progress = Progress(epoch=progress.epoch + 1, test_accuracy=row["test_accuracy"])
+        self._save(row)
+        self._display.epoch(row)
+        self._stop_if_asked()
+
+    def _take_steps(self) -> None:
+        start = time.perf_counter() - self.progress.seconds
+        step = self._step
+        waiting: list[Metrics] = []
+        for call in self._programs.train_epoch(step):
+            self.state, metrics = call(self.state)
+            waiting.append(metrics)
+            if len(waiting) > 1:
+                self._record(waiting.pop(0), start)  # of the call before, while this one runs
+            before, step = step, step + call.steps
+            if step % self._programs.steps_per_epoch == 0:
+                break  # it is saved after evaluation
+            due = self._save_every and step // self._save_every > before // self._save_every
+            if due or self._stop.received:
+                self._record(waiting.pop(), start)
+                self._stop_if_asked()
+                self._save()
+        self._record(waiting.pop(), start)
+
+    def _record(self, metrics: Metrics, start: float) -> None:
+        """Add the metrics of a call to the epoch's; waits for the device.
+
+        Args:
+            metrics: an entry per step.
+            start: `time.perf_counter()` when the epoch began.
+        """
+        progress = self.progress
+        total = Metrics(progress.loss_sum, progress.correct, progress.count)
+        entries = metrics.rows()
+        for entry in entries:
+            self._step += 1
+            _check_finite(entry.loss(), self._step, "loss")
+            total += entry
+            self._step_rows.append(
+                {
+                    "step": self._step,
+                    "epoch": progress.epoch + 1,
+                    "loss": entry.loss(),
+                    "accuracy": entry.accuracy(),
+                }
+            )
+        seconds = time.perf_counter() - start
+        self.progress = dataclasses.replace(
+            progress,
+            position=progress.position + len(entries),
+            loss_sum=total.loss_sum,
+            correct=total.correct,
+            count=total.count,
+            seconds=seconds,
+            test_accuracy=None,
+        )
+        rate = total.count / seconds
+        self._display.step(progress.epoch + 1, self._step, rate, total.loss(), total.accuracy())
+
+    def _evaluate(self) -> Metrics:
+        """Return the metrics over the test set; stop after the call under way if a signal asks."""
+        latest = None
+        for metrics in self._programs.evaluate(self.state):
+            self._stop_if_asked()
+            if latest is not None:
+                jax.block_until_ready(latest)  # one call ahead of the device, no more
+            latest = metrics
+        assert latest is not None  # a test set is never empty
+        return latest.total()
+
+    def _save(self, row: Row | None = None) -> None:
+        self._run.keep(self.state, self.progress, self._step_rows, row)
+        self._step_rows = []
+
+    def _stop_if_asked(self) -> None:
+        """Save, if that has not been done here, and raise StoppedError if there was a signal."""
+        if self._stop.received is None:
+            return
+        if self._step_rows or self.progress.position:
+            self._save()
+        raise StoppedError(
+            f"stopped by {self._stop.received.name} and saved after step {self._step}; the same "
+            "command goes on from there",
+            self._stop.received,
+        )
+
+
+def _where(progress: Progress, step: int, num_epochs: int) -> str:
+    """Say where a run goes on, or that it does not."""
+    if progress.epoch >= num_epochs:
+        return f"already trained; nothing to do after epoch {progress.epoch} (step {step})"
+    if progress.position:
+        return f"resuming within epoch {progress.epoch + 1} (step {step})"
+    return f"resuming after epoch {progress.epoch} (step {step})"
 
 
 def _check_finite(loss: float, step: int, name: str) -> None:
@@ -96,53 +240,6 @@ def _load_data(config: ConfigDict) -> tuple[Split, Split]:
             f"{len(train.class_names)} classes; give at least that many"
         )
     return train, test
-
-
-def _train_epoch(
-    programs: Programs, state: TrainState, step: int, display: Display
-) -> tuple[TrainState, Row, list[Row]]:
-    """Train to the end of the epoch; return the state, the epoch's row and one row per step."""
-    epoch = step // programs.steps_per_epoch + 1
-    step_rows: list[Row] = []
-    total = Metrics(0.0, 0.0, 0.0)
-    start = time.perf_counter()
-
-    def record(metrics: Metrics) -> None:
-        nonlocal total
-        for entry in metrics.rows():  # waits for the device
-            total += entry
-            now = step + len(step_rows) + 1
-            _check_finite(entry.loss(), now, "loss")
-            step_rows.append(
-                {"step": now, "epoch": epoch, "loss": entry.loss(), "accuracy": entry.accuracy()}
-            )
-        rate = total.count / (time.perf_counter() - start)
-        display.step(epoch, step + len(step_rows), rate, total.loss(), total.accuracy())
-
-    waiting: list[Metrics] = []
-    for call in programs.train_epoch(step):
-        state, metrics = call(state)
-        waiting.append(metrics)
-        if len(waiting) > 1:
-            record(waiting.pop(0))  # of the call before, while this one runs
-    record(waiting.pop())
-    seconds = time.perf_counter() - start
-    row = {
-        "epoch": epoch,
-        "step": step + len(step_rows),
-        "train_loss": total.loss(),
-        "train_accuracy": total.accuracy(),
-        "images_per_second": total.count / seconds,
-        "train_seconds": seconds,
-    }
-    return state, row, step_rows
-
-
-def _evaluate(programs: Programs, state: TrainState) -> Row:
-    start = time.perf_counter()
-    total = programs.evaluate(state).total()
-    seconds = time.perf_counter() - start
-    return {"test_loss": total.loss(), "test_accuracy": total.accuracy(), "test_seconds": seconds}
 
 
 def _describe(

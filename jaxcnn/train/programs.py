@@ -5,6 +5,7 @@ per step. On CPU one call is one step, because XLA runs a convolution inside a l
 and many times slower; on GPU and TPU one call is many steps.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,14 +26,33 @@ from jaxcnn.train.parallel import DataParallel
 from jaxcnn.train.state import TrainState
 from jaxcnn.train.step import eval_step, train_step
 
-TrainCall = Callable[[TrainState], tuple[TrainState, Metrics]]
-
 
 class DeviceData(NamedTuple):
     """Images, uint8 [N, H, W, C], and labels, int32 [N], on every device."""
 
     images: jax.Array | np.ndarray
     labels: jax.Array | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainCall:
+    """One call of a compiled program: from a state to the one after its steps, and their metrics.
+
+    It takes over the memory of the state it is given, and returns before the device is done. The
+    metrics have one entry per step, with zeros for steps that it did not take.
+
+    Attributes:
+        steps: that it takes.
+    """
+
+    program: Callable[[TrainState, DeviceData, jax.Array], tuple[TrainState, Metrics]]
+    data: DeviceData
+    batches: jax.Array
+    steps: int
+
+    def __call__(self, state: TrainState) -> tuple[TrainState, Metrics]:
+        """Return the next state and the metrics."""
+        return self.program(state, self.data, self.batches)
 
 
 class Programs:
@@ -103,32 +123,29 @@ class Programs:
     def train_epoch(self, step: int) -> Iterator[TrainCall]:
         """Yield the calls that train to the end of an epoch; each takes the state of the last.
 
-        A call takes over the memory of the state it is given, and returns before the device is
-        done. Its metrics have one entry per step, with zeros for steps that it did not take.
-
         Args:
             step: the step count of the state that the first call is given.
         """
         epoch, position = divmod(step, self.steps_per_epoch)
         for program, part in zip(self._train_programs, self._epoch(epoch), strict=True):
             batches = self._parallel.share(part)
-
-            def call(state: TrainState, program=program, batches=batches):
-                return program(state, self._train_data, batches)
-
             while position < len(part):
-                yield call
-                position += min(self.steps_per_call, len(part) - position)
+                steps = min(self.steps_per_call, len(part) - position)
+                yield TrainCall(program, self._train_data, batches, steps)
+                position += steps
             position -= len(part)
 
-    def evaluate(self, state: TrainState) -> Metrics:
-        """Return the metrics over the test set, each example counted once."""
+    def evaluate(self, state: TrainState) -> Iterator[Metrics]:
+        """Yield the metrics over more and more of the test set, at last over all of it.
+
+        Each example counts once. As in training, a result is yielded before the device is done.
+        """
         total, position = self._test_start
         for _ in range(0, len(self._test_batches), self.steps_per_call):
             total, position = self._eval_program(
                 state, total, position, self._test_data, self._test_indices
             )
-        return total
+            yield total
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         """Return the indices of the full batches, and of the last one if it is smaller."""

@@ -1,56 +1,70 @@
-"""The folder of a run: its config, logs and checkpoints, and going on from them."""
+"""The folder of a run: what it is, its logs and checkpoints, and going on from them."""
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxcnn.errors import ConfigError
+from jaxcnn.errors import ConfigError, TrainingError
 from jaxcnn.files import hold_lock, write_atomically
 from jaxcnn.inspect import plot_curves
-from jaxcnn.train.checkpoint import Checkpoints
+from jaxcnn.train.checkpoint import Checkpoints, Progress
 from jaxcnn.train.logs import JsonLines, Row, TensorBoard
 from jaxcnn.train.state import TrainState
 
 # What may differ when a run goes on; anything else would make it another run.
-MAY_CHANGE = ("num_epochs", "data_dir", "data_source", "num_devices", "steps_per_dispatch")
+MAY_CHANGE = (
+    "num_epochs",
+    "data_dir",
+    "data_source",
+    "checkpoint_every_steps",
+    "num_devices",
+    "steps_per_dispatch",
+)
 
 
 class Workdir:
     """Where a run keeps what it makes; a context manager, since one process at a time may hold it.
 
-    `checkpoints/<step>/`, `config.json`, `metrics.jsonl` (a row per epoch), `steps.jsonl` (a row
-    per step), `curves.png` and, where tensorboardX is installed, `tensorboard/`.
+    `checkpoints/<step>/`, `run.json` (config, data, and the environment of each start),
+    `metrics.jsonl` (a row per epoch), `steps.jsonl` (a row per step), `curves.png` and, where
+    tensorboardX is installed, `tensorboard/`.
 
     Args:
         folder: made if it is missing.
         config: of the run.
+        digests: SHA-256 of each split of the data.
+        environment: of this start, for the record.
 
     Raises:
-        ConfigError: if the folder cannot be written, is in use, or holds a run with other settings.
+        ConfigError: if the folder cannot be written, is in use, or holds another run.
     """
 
-    def __init__(self, folder: str | Path, config: ConfigDict):
+    def __init__(
+        self,
+        folder: str | Path,
+        config: ConfigDict,
+        digests: dict[str, str],
+        environment: dict[str, Any],
+    ):
         self.folder = Path(folder)
         self._open = contextlib.ExitStack()  # what must be closed, the lock among it
+        self._run_file = self.folder / "run.json"
+        run: dict[str, Any] = {"config": config.to_dict(), "data": digests, "starts": []}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock()
-            self._checkpoints = Checkpoints(self.folder / "checkpoints")
-            self._open.callback(self._checkpoints.close)
-            if self._checkpoints.steps:
-                self._check_config(config)
-            text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
-            write_atomically(self.folder / "config.json", f"{text}\n")
-        except OSError as error:
-            self._open.close()
-            raise ConfigError(
-                f"cannot write to the workdir {str(self.folder)!r}: {error.strerror}; give another "
-                "--workdir"
-            ) from error
-        except ConfigError:
+            with self._writing(ConfigError, "make it writable, or give another --workdir"):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._lock()
+                self._checkpoints = Checkpoints(self.folder / "checkpoints")
+                self._open.callback(self._checkpoints.close)
+                if self._checkpoints.steps:
+                    run["starts"] = self._check_is_the_same(run)
+                run["starts"].append(environment)
+                write_atomically(self._run_file, f"{json.dumps(run, indent=2)}\n")
+        except BaseException:
             self._open.close()
             raise
         self._title = f"{config.model} on {config.dataset}"
@@ -63,42 +77,58 @@ class Workdir:
     def __exit__(self, *error: object) -> None:
         self._open.close()
 
-    def resume(self, state: TrainState, warn: Callable[[str], None]) -> TrainState:
-        """Return the state of the newest good checkpoint, or the given one if there is none.
+    def resume(self, state: TrainState, warn: Callable[[str], None]) -> tuple[TrainState, Progress]:
+        """Return the newest good checkpoint, or the given state and no progress if there is none.
 
         Rows that were logged after that checkpoint are dropped: their steps will be taken again.
 
         Args:
             state: of a run that has not begun; gives shapes and devices.
-            warn: called with one line for each checkpoint that cannot be read.
+            warn: called with one line for each damaged checkpoint.
 
         Raises:
-            ConfigError: if there are checkpoints, but none can be read.
+            ConfigError: if there are checkpoints, but none that is good, or of another network.
         """
-        had_any = bool(self._checkpoints.steps)
-        restored = self._checkpoints.restore_newest(state, warn)
-        if restored is None and had_any:
-            raise ConfigError(
-                f"no checkpoint in the workdir {str(self.folder)!r} can be read; they are in its "
-                "folder 'damaged' now; give another --workdir, or the same to start anew"
-            )
-        state = state if restored is None else restored
-        step = int(state.step)
-        self._metrics.truncate(after=step)
-        self._steps.truncate(after=step)
-        self._tensorboard = TensorBoard(self.folder / "tensorboard", step)
-        self._open.callback(self._tensorboard.close)
-        return state
+        with self._writing(ConfigError, "make it writable, or give another --workdir"):
+            had_any = bool(self._checkpoints.steps)
+            restored = self._checkpoints.restore_newest(state, warn)
+            if restored is None and had_any:
+                raise ConfigError(
+                    f"no checkpoint in the workdir {str(self.folder)!r} is good; they are in its "
+                    "folder 'damaged' now; give another --workdir, or the same to start anew"
+                )
+            state, progress = restored or (state, Progress())
+            step = int(state.step)
+            self._metrics.truncate("epoch", progress.epoch)
+            self._steps.truncate("step", step)
+            self._tensorboard = TensorBoard(self.folder / "tensorboard", step)
+            self._open.callback(self._tensorboard.close)
+        return state, progress
 
-    def keep(self, state: TrainState, row: Row, step_rows: list[Row]) -> None:
-        """Log an epoch and save its state.
+    def keep(
+        self, state: TrainState, progress: Progress, step_rows: list[Row], row: Row | None = None
+    ) -> None:
+        """Log what has happened since the last checkpoint and save another.
 
-        The rows come first: a run that is killed in between takes the epoch's steps again.
+        The rows come first: a run that is killed in between takes the steps again.
+
+        Args:
+            state: to save.
+            progress: at that state.
+            step_rows: of the steps since the last call.
+            row: of the epoch, if it ends here.
+
+        Raises:
+            TrainingError: if they cannot be written, or a number in the state is not finite.
         """
-        self._steps.append(step_rows)
-        self._metrics.append([row])
-        self._tensorboard.write(row)
-        self._checkpoints.save(row["step"], state, row)
+        with self._writing(
+            TrainingError, "the checkpoints stay; make room, and give the same command again"
+        ):
+            self._steps.append(step_rows)
+            if row is not None:
+                self._metrics.append([row])
+                self._tensorboard.write(row)
+        self._checkpoints.save(int(state.step), state, progress)
 
     def rows(self) -> list[Row]:
         """Return the rows of `metrics.jsonl`."""
@@ -106,8 +136,22 @@ class Workdir:
 
     def draw(self) -> None:
         """Draw the curves, if there is anything to draw."""
-        if self.rows():
-            plot_curves(self.rows(), self.folder / "curves.png", self._title)
+        with self._writing(
+            TrainingError, "the run is complete; make room, and give the same command for curves"
+        ):
+            if self.rows():
+                plot_curves(self.rows(), self.folder / "curves.png", self._title)
+
+    @contextlib.contextmanager
+    def _writing(self, kind: type[Exception], advice: str) -> Iterator[None]:
+        """Turn a failure to write into one line."""
+        try:
+            yield
+        except OSError as error:
+            raise kind(
+                f"cannot write to the workdir {str(self.folder)!r} "
+                f"({error.strerror or error}); {advice}"
+            ) from error
 
     def _lock(self) -> None:
         lock = self.folder / ".lock"
@@ -119,23 +163,30 @@ class Workdir:
                 "until it ends, or give another --workdir"
             ) from None
 
-    def _check_config(self, config: ConfigDict) -> None:
+    def _check_is_the_same(self, now: dict[str, Any]) -> list[dict[str, Any]]:
+        """Raise a ConfigError if the folder is another run's; return its earlier starts."""
         try:
-            before = json.loads((self.folder / "config.json").read_text())
-        except (OSError, json.JSONDecodeError) as error:
+            before = json.loads(self._run_file.read_text())
+            config, data, starts = before["config"], before["data"], before["starts"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"the workdir {str(self.folder)!r} has checkpoints, but its config.json cannot be "
+                f"the workdir {str(self.folder)!r} has checkpoints, but its run.json cannot be "
                 f"read ({error}), so whose they are is not known; put it back, or give another "
                 "--workdir"
             ) from error
-        now = config.to_dict()
         changes = [
-            f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and key not in MAY_CHANGE
+            f"{key} was {config.get(key)!r} and is {now['config'].get(key)!r}"
+            for key in sorted(config.keys() | now["config"].keys())
+            if config.get(key) != now["config"].get(key) and key not in MAY_CHANGE
         ]
         if changes:
             raise ConfigError(
                 f"the workdir {str(self.folder)!r} holds a run with other settings: "
                 f"{'; '.join(changes)}; give another --workdir or the same settings"
             )
+        if data != now["data"]:
+            raise ConfigError(
+                f"the workdir {str(self.folder)!r} holds a run on other data (see its run.json), "
+                "although the settings are the same; give another --workdir or the same data"
+            )
+        return starts

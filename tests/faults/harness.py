@@ -1,0 +1,131 @@
+"""The real `train.py` in real processes, to be hurt: started, killed, compared."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+from jaxcnn.config import get_default_config
+from jaxcnn.models import create_model
+from jaxcnn.train import create_optimizer, create_train_state
+from jaxcnn.train.checkpoint import Checkpoints
+
+ROOT = Path(__file__).parents[2]
+TIMINGS = {"images_per_second", "compile_seconds", "train_seconds", "test_seconds"}
+
+
+class Trainer:
+    """One run of `train.py` on a few images: six epochs of eight steps, saved every third step.
+
+    Args:
+        workdir: of the run.
+        model: its config's name.
+        limit: bytes that a file may have; None for no limit.
+    """
+
+    def __init__(self, workdir: Path, model: str = "lenet_modern", limit: int | None = None):
+        self.workdir, self.model = workdir, model
+        self._command = [
+            *(["prlimit", f"--fsize={limit}"] if limit else []),
+            *(sys.executable, "train.py", f"--config=configs/{model}.py:smoke"),
+            *("--config.num_epochs=6", "--config.momentum=0.9", "--config.learning_rate=0.01"),
+            *("--config.checkpoint_every_steps=3", f"--workdir={workdir}"),
+        ]
+
+    def start(self) -> subprocess.Popen:
+        """Start it; its lines can be read from `stdout`, as they come."""
+        return subprocess.Popen(
+            self._command,
+            cwd=ROOT,
+            env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def finish(self) -> tuple[int, str]:
+        """Run it to its end; return the exit status and what it printed."""
+        process = self.start()
+        printed, _ = process.communicate(timeout=600)
+        return process.returncode, printed
+
+    def wait_until(self, process: subprocess.Popen, words: str) -> None:
+        """Wait until it prints a line with these words."""
+        for line in process.stdout:
+            if words in line:
+                return
+        raise AssertionError(f"it ended without printing {words!r}")
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all that must not depend on how often the run was stopped.
+
+        That is every array of the last checkpoint, and the logs without their timings.
+        """
+        config = get_default_config()
+        config.momentum = 0.9
+        size = 32 if self.model in ("resnet18", "vgg") else 28
+        optimizer = create_optimizer(config)
+        state = create_train_state(create_model(self.model), optimizer, (size, size, 1))
+        checkpoints = Checkpoints(self.workdir / "checkpoints")
+        state, progress = checkpoints.restore(checkpoints.steps[-1], state)
+        checkpoints.close()
+        digest = hashlib.sha256(f"{progress}".encode())
+        for path, x in jax.tree_util.tree_flatten_with_path(state)[0]:
+            digest.update(f"{jax.tree_util.keystr(path)}{x.dtype}{x.shape}".encode())
+            digest.update(jax.device_get(x).tobytes())
+        for name in ("metrics.jsonl", "steps.jsonl"):
+            for line in (self.workdir / name).read_text().splitlines():
+                row = {k: v for k, v in json.loads(line).items() if k not in TIMINGS}
+                digest.update(json.dumps(row).encode())
+        return digest.hexdigest()
+
+
+def measure(trainer: Trainer) -> tuple[float, float]:
+    """Run to the end; return the seconds before training began and those of training."""
+    start = time.monotonic()
+    process = trainer.start()
+    trainer.wait_until(process, "compiled")
+    began = time.monotonic()
+    process.communicate(timeout=600)
+    assert process.returncode == 0
+    return began - start, time.monotonic() - began
+
+
+def kill_and_finish(trainer: Trainer, seconds: tuple[float, float], choice: random.Random) -> str:
+    """Start, kill -9 at a random moment, start again and let it finish.
+
+    Args:
+        trainer: of a new workdir.
+        seconds: before training begins and of training, from `measure`.
+        choice: of the moment: one kill in five hits the start, the others training.
+
+    Returns:
+        What it was doing when it was killed: 'starting', 'training', 'saving', or 'done'.
+    """
+    before, training = seconds
+    process = trainer.start()
+    if choice.random() < 0.2:
+        time.sleep(choice.uniform(0, before))
+    else:
+        trainer.wait_until(process, "compiled")
+        time.sleep(choice.uniform(0, training))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    folder = trainer.workdir / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if process.returncode == 0:
+        what = "done"
+    elif any(name.startswith(".") for name in names):
+        what = "saving"
+    else:
+        what = "training" if (trainer.workdir / "run.json").exists() else "starting"
+    status, printed = trainer.finish()
+    assert status == 0, printed
+    return what

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEBIAN := sh .ci/debian
 
-.PHONY: train test test-torch docs lint data clean
+.PHONY: train test test-torch soak docs lint data clean
 
 # LeNet for ten epochs on Fashion-MNIST; only here does the bundled sample stand in for data that
 # cannot be had, and it says so.
@@ -30,6 +30,10 @@ test-torch:
 	$(MAKE) VENV=.venv-torch .venv-torch/installed
 	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	.venv-torch/bin/python -m pytest -m torch -s
+
+# Kills and resumes the trainer 200 times, two at a time; about half an hour.
+soak: $(VENV)/installed
+	$(BIN)/python tests/faults/soak.py
 
 # docs/walkthrough.ipynb from docs/walkthrough.py: runs every cell, about two minutes.
 docs: $(VENV)/installed

@@ -23,7 +23,8 @@ WORKDIR = flags.DEFINE_string(
 def main(argv: list[str]) -> None:
     """Train with the config that the flags give."""
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells much; --verbosity=0 shows it
+        # Orbax tells much, and errors too that end up in one line here; --verbosity=0 shows it all.
+        logging.set_verbosity(logging.FATAL)
     from jaxcnn.train import train_and_evaluate  # after the flags, which may be wrong
 
     try:
@@ -32,6 +33,7 @@ def main(argv: list[str]) -> None:
         print(f"train.py: {stopped}", file=sys.stderr)
         sys.exit(128 + stopped.signal)  # as a shell reports a process that a signal ended
     except JaxcnnError as error:
+        sys.unraisablehook = lambda unraisable: None  # what Orbax abandoned complains at exit
         fail(error)
     except KeyboardInterrupt:  # not while it trains: there it is StoppedError
         print("\ntrain.py: stopped; nothing is lost, give the same command again", file=sys.stderr)

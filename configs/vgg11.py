@@ -17,4 +17,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model = "vgg11"
     config.image_size = 224
     config.learning_rate = 0.01
+    config.checkpoint_every_steps = 100  # an epoch takes long on CPU
     return apply_variant(config, variant, smoke_image_size=32)

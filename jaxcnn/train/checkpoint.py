@@ -13,6 +13,7 @@ leaves whole checkpoints and hidden folders, which the next run clears away.
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -214,8 +215,8 @@ def _by_name(tree: Any) -> dict[str, tuple]:
 
 
 def _difference(saved: dict[str, tuple], expected: dict[str, tuple]) -> str:
-    """Return the first array that differs, with both shapes; '' if none does."""
-    for name in [*expected, *saved]:
+    """Return the first array that differs, a parameter if there is one; '' if none does."""
+    for name in sorted(expected | saved, key=lambda name: not name.startswith("params/")):
         there, here = (
             "x".join(map(str, arrays[name][0])) + f" {arrays[name][1]}"
             if name in arrays
@@ -290,7 +291,9 @@ def _sync(paths: Iterable[Path]) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """Return one line of at most 200 characters."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (f"{error}".strip() or type(error).__name__).splitlines()[0][:200]
+    """Return the system's own words if they are in the error's, or its first 200 characters."""
+    text = f"{error}".strip() or type(error).__name__
+    for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+        if os.strerror(number) in text:
+            return os.strerror(number)
+    return text.splitlines()[0][:200]

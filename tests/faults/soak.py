@@ -14,8 +14,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from harness import Trainer, kill_and_finish, measure
 from rich.progress import track
+
+from harness import Trainer, kill_and_finish, measure
 
 
 def main() -> int:

@@ -1,0 +1,104 @@
+"""The real train.py, killed, signalled, and out of room."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+
+import pytest
+
+from harness import Trainer, kill_and_finish, measure
+from jaxcnn.train.checkpoint import Checkpoints
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A run that nothing befell: its digest and its times."""
+    trainer = Trainer(tmp_path_factory.mktemp("straight"))
+    seconds = measure(trainer)
+    return trainer.digest(), seconds
+
+
+@pytest.mark.parametrize("cycle", range(2))  # `make soak` has 200
+def test_killed_at_a_random_moment_it_ends_with_the_same_bits(straight, tmp_path, cycle):
+    digest, seconds = straight
+    trainer = Trainer(tmp_path / "killed")
+    kill_and_finish(trainer, seconds, random.Random(cycle))
+    assert trainer.digest() == digest
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_it_with_a_code_and_a_line(straight, tmp_path, number, status):
+    digest, _ = straight
+    trainer = Trainer(tmp_path / "stopped")
+    process = trainer.start()
+    trainer.wait_until(process, "epoch 1/6")
+    process.send_signal(number)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == status
+    name = signal.Signals(number).name
+    assert f"{name}: saving; once more to quit at once" in printed
+    assert f"train.py: stopped by {name} and saved after step" in printed
+    assert "Traceback" not in printed
+    status, printed = trainer.finish()
+    assert status == 0
+    assert "resuming" in printed
+    assert trainer.digest() == digest
+
+
+def assert_stopped_for_want_of_room(trainer, reason):
+    """It stops with one line and keeps what it has; with room it goes on."""
+    status, printed = trainer.finish()
+    assert status == 2, printed
+    *_, last = printed.strip().splitlines()
+    assert last.startswith("train.py: ")
+    assert reason in last
+    assert "make room" in last
+    assert "Traceback" not in printed
+
+
+def test_a_file_size_limit_stops_it_and_nothing_is_lost(straight, tmp_path):
+    digest, _ = straight
+    limited = Trainer(tmp_path / "full", limit=150_000)  # a checkpoint takes more in one file
+    assert_stopped_for_want_of_room(limited, "File too large")
+    trainer = Trainer(tmp_path / "full")
+    assert trainer.finish()[0] == 0
+    assert trainer.digest() == digest
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of two megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("needs root and mount to make a small file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_it_and_nothing_is_lost(straight, tmp_path, small_disk):
+    digest, _ = straight
+    trainer = Trainer(small_disk / "run")
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(b"\0" * 900_000)
+    assert_stopped_for_want_of_room(trainer, "No space left")
+    checkpoints = Checkpoints(small_disk / "run" / "checkpoints")
+    kept = checkpoints.steps
+    checkpoints.close()
+    assert kept
+    ballast.unlink()
+    moved = Trainer(tmp_path / "moved")  # three checkpoints and a new one need more than there is
+    shutil.copytree(trainer.workdir, moved.workdir)
+    status, printed = moved.finish()
+    assert status == 0
+    assert f"(step {kept[-1]})" in printed
+    assert moved.digest() == digest
+    remount = ["mount", "-o", "remount,ro", str(small_disk)]
+    subprocess.run(remount, check=True)
+    status, printed = trainer.finish()
+    assert status == 2
+    assert "Read-only file system" in printed
+    assert "Traceback" not in printed

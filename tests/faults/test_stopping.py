@@ -1,0 +1,138 @@
+"""Signals at every kind of moment: the run saves, stops, and goes on as if nothing had been."""
+
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from harness import TIMINGS
+from jaxcnn.config import get_default_config, smoke
+from jaxcnn.errors import StoppedError
+from jaxcnn.train import train_and_evaluate
+from jaxcnn.train.checkpoint import Checkpoints
+from jaxcnn.train.programs import Programs, TrainCall
+from jaxcnn.train.signals import StopSignal
+
+
+def config_of(**changes):
+    """LeNet for two epochs of eight steps; more than one step per call goes by 3 and 3 and 1."""
+    config = smoke(get_default_config(), image_size=28)
+    config.num_devices, config.momentum = 1, 0.9
+    config.update(changes)
+    return config
+
+
+def outcome(state, workdir):
+    """All that must not depend on when the run was stopped."""
+    rows = [
+        {k: v for k, v in json.loads(line).items() if k not in TIMINGS}
+        for name in ("metrics.jsonl", "steps.jsonl")
+        for line in (workdir / name).read_text().splitlines()
+    ]
+    return jax.device_get(jax.tree.leaves(state)), rows
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a[0], b[0])
+    assert a[1] == b[1]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """What a run that was not stopped ends with."""
+    folder = tmp_path_factory.mktemp("straight")
+    return outcome(train_and_evaluate(config_of(), folder), folder)
+
+
+def raise_at(monkeypatch, owner, name, count, number):
+    """Let this process get a signal at the `count`-th call of a function."""
+    function, calls = getattr(owner, name), []
+
+    def wrapped(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == count:
+            signal.raise_signal(number)
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, wrapped)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "count", "saved"),
+    [
+        (TrainCall, "__call__", 1, 1),  # in the first step
+        (TrainCall, "__call__", 5, 5),
+        (TrainCall, "__call__", 8, 8),  # in the last of an epoch
+        (Programs, "evaluate", 1, 8),
+        (Programs, "evaluate", 2, 16),  # of the last epoch
+        (Checkpoints, "save", 1, 8),
+    ],
+)
+def test_stopped_by_a_signal_it_saves_and_goes_on(
+    straight, tmp_path, monkeypatch, owner, name, count, saved
+):
+    raise_at(monkeypatch, owner, name, count, signal.SIGTERM)
+    with pytest.raises(StoppedError, match=rf"SIGTERM and saved after step {saved}; the same"):
+        train_and_evaluate(config_of(), tmp_path)
+    monkeypatch.undo()
+    assert str(saved) in [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    state = train_and_evaluate(config_of(), tmp_path)
+    assert_same(outcome(state, tmp_path), straight)
+
+
+def test_stopped_again_and_again(straight, tmp_path, monkeypatch):
+    for _ in range(3):
+        raise_at(monkeypatch, TrainCall, "__call__", 3, signal.SIGINT)
+        with pytest.raises(StoppedError):
+            train_and_evaluate(config_of(), tmp_path)
+        monkeypatch.undo()
+    state = train_and_evaluate(config_of(), tmp_path)
+    assert_same(outcome(state, tmp_path), straight)
+    assert len(json.loads((tmp_path / "run.json").read_text())["starts"]) == 4
+
+
+def test_several_steps_per_call(tmp_path, monkeypatch):
+    config = config_of(steps_per_dispatch=3, checkpoint_every_steps=2)
+    straight = outcome(train_and_evaluate(config, tmp_path / "straight"), tmp_path / "straight")
+    tmp_path = tmp_path / "stopped"
+    raise_at(monkeypatch, TrainCall, "__call__", 2, signal.SIGTERM)
+    with pytest.raises(StoppedError, match="after step 6"):
+        train_and_evaluate(config, tmp_path)
+    monkeypatch.undo()
+    assert_same(outcome(train_and_evaluate(config, tmp_path), tmp_path), straight)
+
+
+def test_saving_within_an_epoch_changes_nothing(straight, tmp_path, monkeypatch):
+    steps, save = [], Checkpoints.save
+
+    def remember(self, step, *args):
+        steps.append(step)
+        save(self, step, *args)
+
+    monkeypatch.setattr(Checkpoints, "save", remember)
+    state = train_and_evaluate(config_of(checkpoint_every_steps=3), tmp_path)
+    assert steps == [3, 6, 8, 9, 12, 15, 16]
+    assert_same(outcome(state, tmp_path), straight)
+
+
+def test_fewer_epochs_than_a_stopped_run_has_begun(tmp_path, monkeypatch, capsys):
+    raise_at(monkeypatch, TrainCall, "__call__", 11, signal.SIGTERM)
+    with pytest.raises(StoppedError):
+        train_and_evaluate(config_of(), tmp_path)
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert int(train_and_evaluate(config_of(num_epochs=1), tmp_path).step) == 11
+    assert "already trained; nothing to do after epoch 1 (step 11)" in capsys.readouterr().out
+
+
+def test_handlers_are_put_back_and_a_second_signal_is_not_held():
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with StopSignal() as stop:
+        assert stop.received is None
+        signal.raise_signal(signal.SIGINT)
+        assert stop.received == signal.SIGINT
+        for each in (signal.SIGINT, signal.SIGTERM):
+            assert signal.getsignal(each) == signal.SIG_DFL
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before

@@ -6,7 +6,7 @@ line that says what is wrong, 130 or 143 when SIGINT (Ctrl-C) or SIGTERM stopped
 
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -25,6 +25,7 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         # Orbax tells much, and errors too that end up in one line here; --verbosity=0 shows it all.
         logging.set_verbosity(logging.FATAL)
+        sys.unraisablehook = tell_unraisable
     from jaxcnn.train import train_and_evaluate  # after the flags, which may be wrong
 
     try:
@@ -33,11 +34,16 @@ def main(argv: list[str]) -> None:
         print(f"train.py: {stopped}", file=sys.stderr)
         sys.exit(128 + stopped.signal)  # as a shell reports a process that a signal ended
     except JaxcnnError as error:
-        sys.unraisablehook = lambda unraisable: None  # what Orbax abandoned complains at exit
         fail(error)
     except KeyboardInterrupt:  # not while it trains: there it is StoppedError
         print("\ntrain.py: stopped; nothing is lost, give the same command again", file=sys.stderr)
         sys.exit(130)
+
+
+def tell_unraisable(unraisable: Any) -> None:
+    """Print an exception that nobody can catch, unless it is of writes that Orbax has given up."""
+    if "Event loop is closed" not in f"{unraisable.exc_value}":
+        sys.__unraisablehook__(unraisable)
 
 
 def default_workdir() -> Path:

@@ -1,17 +1,12 @@
 """train.py as a person meets it, each time in a process of its own."""
 
 import importlib.metadata
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import tensorflow_datasets as tfds
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from conftest import ROOT
 from jaxcnn.data import fashion_mnist
 from jaxcnn.data.__main__ import main as data_main
 
@@ -102,18 +97,3 @@ def test_data_command_says_whether_the_data_are_there(tmp_path, monkeypatch, cap
     assert data_main(["--check"]) == 0
     assert data_main([]) == 1  # damaged is not missing
     assert "not a complete TFDS copy" in capsys.readouterr().err
-
-
-def test_interrupted_run_says_how_to_go_on(tmp_path):
-    command = [sys.executable, "train.py", "--config=configs/lenet.py:smoke"]
-    command += ["--config.num_epochs=100000", f"--workdir={tmp_path}"]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    while not (tmp_path / "metrics.jsonl").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert stderr.strip() == "train.py: stopped; the same command goes on after the last epoch"

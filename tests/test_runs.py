@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxcnn.config import get_default_config, smoke
 from jaxcnn.errors import ConfigError, TrainingError
 from jaxcnn.train import (
     TrainState,
@@ -29,8 +31,23 @@ def assert_same_bits(a, b):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
 
 
-def test_a_run_leaves_what_it_promises(tiny_config, tmp_path):
-    state = train_and_evaluate(tiny_config, tmp_path)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The workdir and the state of a run of `tiny_config`."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = smoke(get_default_config(), image_size=28)
+    config.num_devices = 1
+    return folder, train_and_evaluate(config, folder)
+
+
+@pytest.fixture
+def finished(trained, tmp_path):
+    """A copy of that workdir, to do something to."""
+    return shutil.copytree(trained[0], tmp_path / "finished")
+
+
+def test_a_run_leaves_what_it_promises(tiny_config, trained):
+    tmp_path, state = trained
     assert int(state.step) == 16
     metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in metrics] == [1, 2]
@@ -74,22 +91,20 @@ def test_going_on_equals_never_having_stopped(tiny_config, tmp_path):
         assert rows(tmp_path / "straight", name) == rows(tmp_path / "resumed", name)
 
 
-def test_rows_after_the_checkpoint_and_torn_lines_are_dropped(tiny_config, tmp_path):
-    train_and_evaluate(tiny_config, tmp_path)
-    expected = rows(tmp_path)
-    with (tmp_path / "metrics.jsonl").open("a") as file:
+def test_rows_after_the_checkpoint_and_torn_lines_are_dropped(tiny_config, finished):
+    expected = rows(finished)
+    with (finished / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3, "step": 24}\n{"epoch": 4, "st')
-    train_and_evaluate(tiny_config, tmp_path)
-    assert rows(tmp_path) == expected
+    train_and_evaluate(tiny_config, finished)
+    assert rows(finished) == expected
 
 
-def test_a_finished_run_is_left_as_it_is(tiny_config, tmp_path, capsys):
-    first = train_and_evaluate(tiny_config, tmp_path)
-    before = (tmp_path / "metrics.jsonl").read_text()
-    capsys.readouterr()
-    second = train_and_evaluate(tiny_config, tmp_path)
+def test_a_finished_run_is_left_as_it_is(tiny_config, trained, finished, capsys):
+    _, first = trained
+    before = (finished / "metrics.jsonl").read_text()
+    second = train_and_evaluate(tiny_config, finished)
     assert_same_bits(first, second)
-    assert (tmp_path / "metrics.jsonl").read_text() == before
+    assert (finished / "metrics.jsonl").read_text() == before
     out = capsys.readouterr().out
     assert "compiled" not in out
     assert "already trained; nothing to do after epoch 2 (step 16)" in out
@@ -117,15 +132,14 @@ def test_the_best_and_the_last_two_are_kept(tmp_path):
     checkpoints.close()
 
 
-def test_other_settings_are_refused_and_nothing_is_overwritten(tiny_config, tmp_path):
-    train_and_evaluate(tiny_config, tmp_path)
-    before = (tmp_path / "run.json").read_text()
+def test_other_settings_are_refused_and_nothing_is_overwritten(tiny_config, finished):
+    before = (finished / "run.json").read_text()
     tiny_config.learning_rate = 0.5
     tiny_config.seed = 3
     with pytest.raises(ConfigError) as error:
-        train_and_evaluate(tiny_config, tmp_path)
+        train_and_evaluate(tiny_config, finished)
     assert "learning_rate was 0.1 and is 0.5; seed was 0 and is 3" in str(error.value)
-    assert (tmp_path / "run.json").read_text() == before
+    assert (finished / "run.json").read_text() == before
 
 
 def test_settings_may_change_before_the_first_checkpoint(tiny_config, tmp_path):
@@ -167,51 +181,53 @@ def test_a_workdir_in_use_is_refused(tiny_config, tmp_path):
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(
-    tiny_config, tmp_path, capsys
+    tiny_config, trained, finished, capsys
 ):
-    straight = train_and_evaluate(tiny_config, tmp_path)
-    expected = rows(tmp_path)
-    for path in (tmp_path / "checkpoints" / "16" / "state").rglob("*"):
+    _, straight = trained
+    expected = rows(finished)
+    for path in (finished / "checkpoints" / "16" / "state").rglob("*"):
         if path.is_file() and path.parent.name == "d":
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    resumed = train_and_evaluate(tiny_config, tmp_path)
+    resumed = train_and_evaluate(tiny_config, finished)
     assert "checkpoint 16 is damaged" in capsys.readouterr().out
     assert_same_bits(straight, resumed)
-    assert rows(tmp_path) == expected
-    assert [p.name for p in (tmp_path / "damaged").iterdir()] == ["16-0"]
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["16", "8"]
+    assert rows(finished) == expected
+    assert [p.name for p in (finished / "damaged").iterdir()] == ["16-0"]
+    assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["16", "8"]
 
 
-def test_no_good_checkpoint_is_an_error(tiny_config, tmp_path):
-    tiny_config.num_epochs = 1
-    train_and_evaluate(tiny_config, tmp_path)
-    (tmp_path / "checkpoints" / "8" / "state" / "_METADATA").unlink()
+def test_no_good_checkpoint_is_an_error(tiny_config, finished):
+    for step in ("8", "16"):
+        (finished / "checkpoints" / step / "state" / "_METADATA").unlink()
     with pytest.raises(ConfigError, match=r"no checkpoint .* is good"):
-        train_and_evaluate(tiny_config, tmp_path)
+        train_and_evaluate(tiny_config, finished)
 
 
-@pytest.mark.parametrize("content", [None, "", "{"])
-def test_unreadable_config_beside_checkpoints_is_refused(tiny_config, tmp_path, content):
-    tiny_config.num_epochs = 1
-    train_and_evaluate(tiny_config, tmp_path)
-    (tmp_path / "run.json").unlink()
+def test_other_data_are_refused(tiny_config, finished):
+    run = json.loads((finished / "run.json").read_text())
+    run["data"]["test"] = "0" * 64
+    (finished / "run.json").write_text(json.dumps(run))
+    with pytest.raises(ConfigError, match="holds a run on other data"):
+        train_and_evaluate(tiny_config, finished)
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"config": {}}'])
+def test_unreadable_config_beside_checkpoints_is_refused(tiny_config, finished, content):
+    (finished / "run.json").unlink()
     if content is not None:
-        (tmp_path / "run.json").write_text(content)
+        (finished / "run.json").write_text(content)
     with pytest.raises(ConfigError, match=r"run\.json cannot be read"):
-        train_and_evaluate(tiny_config, tmp_path)
+        train_and_evaluate(tiny_config, finished)
 
 
-def test_a_finished_run_without_its_metrics_says_so(tiny_config, tmp_path, capsys):
-    tiny_config.num_epochs = 1
-    train_and_evaluate(tiny_config, tmp_path)
-    (tmp_path / "metrics.jsonl").unlink()
-    train_and_evaluate(tiny_config, tmp_path)
+def test_a_finished_run_without_its_metrics_says_so(tiny_config, finished, capsys):
+    (finished / "metrics.jsonl").unlink()
+    train_and_evaluate(tiny_config, finished)
     assert "nothing to show" in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path):
     tiny_config.model = "lenet_modern"
-    train_and_evaluate(tiny_config, tmp_path / "good")
     tiny_config.learning_rate = 1e30
     with pytest.raises(TrainingError, match=r"loss is (nan|inf) at step \d.*smaller learning_rate"):
         train_and_evaluate(tiny_config, tmp_path / "bad")

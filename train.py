@@ -26,7 +26,9 @@ def main(argv: list[str]) -> None:
         # Orbax tells much, and errors too that end up in one line here; --verbosity=0 shows it all.
         logging.set_verbosity(logging.FATAL)
         sys.unraisablehook = tell_unraisable
-    from jaxcnn.train import train_and_evaluate  # after the flags, which may be wrong
+    from jax.errors import JaxRuntimeError  # these after the flags, which may be wrong
+
+    from jaxcnn.train import train_and_evaluate
 
     try:
         train_and_evaluate(CONFIG.value, WORKDIR.value or default_workdir())
@@ -35,6 +37,9 @@ def main(argv: list[str]) -> None:
         sys.exit(128 + stopped.signal)  # as a shell reports a process that a signal ended
     except JaxcnnError as error:
         fail(error)
+    except JaxRuntimeError as error:  # out of memory, most often
+        reason = f"{error}".splitlines()[0][:200]
+        fail(f"XLA cannot go on ({reason}); if memory is short, give a smaller config.batch_size")
     except KeyboardInterrupt:  # not while it trains: there it is StoppedError
         print("\ntrain.py: stopped; nothing is lost, give the same command again", file=sys.stderr)
         sys.exit(130)

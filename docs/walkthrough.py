@@ -312,7 +312,7 @@ float(jnp.abs(y1 - y2).sum()) < 1e-6
 # ### 7.5.1 The largest, or the mean
 #
 # The same sliding window without parameters. After the maximum over 2 x 2 pixels, a network does
-# not mind whether an edge lies a pixel further to the right.
+# often not mind whether an edge lies a pixel further to the right.
 
 # %%
 x = jnp.array([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0], [6.0, 7.0, 8.0]])
@@ -412,7 +412,7 @@ show(train.images[first, :, :, 0], train.class_names, columns=5)
 # times smaller than Fashion-MNIST, so batches are made smaller too, for enough steps: a sigmoid
 # passes on at most a quarter of a gradient, and four in a row leave the first layers almost
 # nothing, so that LeNet stands still for over a thousand steps before it finds its way. On the
-# full data, it reaches 0.71 to 0.74 after ten epochs, here as in PyTorch.
+# full data, it reaches 0.71 to 0.74 after ten epochs here, 0.74 in PyTorch.
 
 
 # %%
@@ -500,10 +500,12 @@ plain.print(summary_table(layer_summary(vgg11, (1, 224, 224, 1)), depth=1))
 # ### 8.2.3 Training
 #
 # The notebook trains a VGG with a quarter of the channels, on pictures of 224 x 224 pixels. On two
-# CPU cores that takes most of an hour per epoch, so here it gets 32 x 32: the same network, down to
-# one pixel before the hidden layers. Gradient descent alone would stand still for long, much as
-# LeNet did, and Adam does not. That calls for a loop of our own, which is short: `train_step` is a
-# pure function of a state and a batch, and takes any optimizer of Optax.
+# CPU cores that takes most of an hour per epoch, so here it gets 32 x 32: the same blocks, down to
+# one pixel before the hidden layers. Gradient descent alone stands still for long (eight epochs of
+# this sample at a rate of 0.1 with momentum: not printed here), much as LeNet did, and Adam does
+# not. That calls for a loop of our own, which is short: `train_step` is a pure function of a state
+# and a batch, and takes any optimizer of Optax. (This loop leaves out the last 16 pictures of an
+# epoch, which do not fill a batch; `train_and_evaluate` takes them too.)
 
 # %%
 vgg = jaxcnn.VGG(arch=((1, 16), (1, 32), (2, 64), (2, 128), (2, 128)))
@@ -547,8 +549,8 @@ Image(picture, width=648)
 # more layers certain not to be a step in a wrong direction. So let a new layer begin as one that
 # changes nothing, and learn only the *difference* $g(x) = f(x) - x$ to that: $f(x) = x + g(x)$. To
 # change nothing it needs only $g = 0$, which is easy to learn; a stack of plain layers would have
-# to find the identity first. And in the way back, the sum hands the gradient on unchanged past the
-# layers, however deep they are.
+# to find the identity first. And on the way back, the sum hands the gradient on unchanged past the
+# layers of $g$, however many such blocks there are.
 #
 # ### 8.6.2 Residual blocks
 #
@@ -566,7 +568,7 @@ halving = jaxcnn.Residual(6, use_1x1conv=True, strides=2)
 nchw(halving.init_with_output(jax.random.key(5), x)[0]).shape
 
 # %% [markdown]
-# The identity is one parameter away: with BatchNorm's last scale at zero, $g = 0$, and the block
+# The identity is one vector away: with BatchNorm's last scale at zero, $g = 0$, and the block
 # hands on what it gets (here pictures without negative values, since a ReLU comes last).
 
 # %%
@@ -576,10 +578,10 @@ bool((block.apply(variables, jnp.abs(x)) == jnp.abs(x)).all())
 # %% [markdown]
 # ### 8.6.3 ResNet18
 #
-# A stem that brings the picture to a quarter, then four stages of two blocks each; every stage but
-# the first begins with a convolution of stride 2 and twice the channels. A mean over the picture,
-# one fully connected layer, done: with 17 convolutions and one fully connected layer on the main
-# path, 18.
+# A stem that brings the picture to a quarter of its height and width, then four stages of two
+# blocks each; every stage but the first begins with a convolution of stride 2 and twice the
+# channels. A mean over the picture, one fully connected layer, done: with 17 convolutions and one
+# fully connected layer on the main path, 18.
 
 # %%
 print_shapes(jaxcnn.ResNet18(), (1, 96, 96, 1))
@@ -591,9 +593,9 @@ plain.print(summary_table(layer_summary(jaxcnn.ResNet18(), (1, 96, 96, 1)), dept
 # ### 8.6.4 Training
 #
 # The notebook trains it on pictures of 96 x 96 pixels; here they stay as they are, 28 x 28, and
-# 1,200 of them, with momentum, have to do for three epochs: with 11 million parameters it is by
-# far the heaviest of the four, and it needs more pictures than this to do better than LeNet. (In
-# full, on all 60,000 pictures of 96 x 96 pixels: `python train.py --config configs/resnet18.py`.)
+# 1,200 of them, with momentum, have to do for three epochs. With eleven million parameters it needs
+# more pictures and time than this to do better than the modern LeNet. (In full, on all 60,000
+# pictures of 96 x 96 pixels: `python train.py --config configs/resnet18.py`.)
 #
 # BatchNorm uses each batch's own mean and variance in training and running averages of them in
 # evaluation. They are state that no gradient changes, and `state.batch_stats` carries them.

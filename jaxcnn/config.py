@@ -224,6 +224,13 @@ def _check_number(
 
 
 def _check_devices(num_devices: int) -> None:
+    try:
+        jax.local_devices()
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"JAX finds no device ({f'{error}'.splitlines()[0] if f'{error}' else 'none'}); "
+            "see the environment variable JAX_PLATFORMS"
+        ) from error
     if jax.process_count() > 1:
         raise ConfigError(
             f"there are {jax.process_count()} JAX processes; a run takes the devices of one process"

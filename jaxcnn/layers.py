@@ -14,7 +14,16 @@ from flax import linen as nn
 from jaxcnn.ops import avg_pool, conv2d, corr2d, max_pool
 from jaxcnn.ops.sizes import IntOrPair, as_pair
 
-__all__ = ["Conv", "Conv2D", "Dense", "avg_pool", "flatten", "global_avg_pool", "max_pool"]
+__all__ = [
+    "Conv",
+    "Conv2D",
+    "Dense",
+    "at_least_float32",
+    "avg_pool",
+    "flatten",
+    "global_avg_pool",
+    "max_pool",
+]
 
 _kernel_init = nn.initializers.xavier_uniform()
 
@@ -47,8 +56,9 @@ class Conv2D(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Cross-correlate x [H, W] with the kernel and add the bias."""
-        kernel = self.param("kernel", nn.initializers.uniform(1.0), as_pair(self.kernel_size))
-        bias = self.param("bias", nn.initializers.zeros, (1,))
+        shape, dtype = as_pair(self.kernel_size), jnp.float32
+        kernel = self.param("kernel", nn.initializers.uniform(1.0), shape, dtype)
+        bias = self.param("bias", nn.initializers.zeros, (1,), dtype)
         return corr2d(x, kernel) + bias[0]
 
 
@@ -84,7 +94,7 @@ class Conv(nn.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """Convolve images [N, H, W, I] to [N, H', W', features]."""
         shape = (*as_pair(self.kernel_size), images.shape[-1], self.features)
-        kernel = self.param("kernel", _kernel_init, shape)
+        kernel = self.param("kernel", _kernel_init, shape, jnp.float32)
         bias = None
         if self.use_bias:
             bias = self.param("bias", _bias_init(math.prod(shape[:3])), (self.features,))
@@ -116,7 +126,7 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Multiply x [..., I] by the kernel and add the bias."""
         fan_in = x.shape[-1]
-        kernel = self.param("kernel", _kernel_init, (fan_in, self.features))
+        kernel = self.param("kernel", _kernel_init, (fan_in, self.features), jnp.float32)
         bias = self.param("bias", _bias_init(fan_in), (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = jnp.dot(x, kernel)
@@ -132,6 +142,15 @@ def flatten(x: jax.Array) -> jax.Array:
     (2, 400)
     """
     return x.reshape(x.shape[0], -1)
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """Return x in float32, or in its own dtype if that is more precise: for logits.
+
+    >>> at_least_float32(jnp.ones(3, jnp.bfloat16)).dtype
+    dtype('float32')
+    """
+    return x if jnp.finfo(x.dtype).bits > 32 else x.astype(jnp.float32)
 
 
 def global_avg_pool(images: jax.Array) -> jax.Array:

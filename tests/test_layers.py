@@ -1,4 +1,6 @@
-"""Layers: parameters, the notebook's learned kernel, and references."""
+"""Layers and blocks: parameters, the notebook's learned kernel, references, jit, vmap, pmap."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,8 @@ import numpy as np
 import pytest
 
 import references
-from jaxcnn.layers import Conv, Conv2D
+from jaxcnn.layers import Conv, Conv2D, Dense
+from jaxcnn.models import Residual, VGGBlock
 
 
 def test_conv2d_parameters_are_the_notebooks():
@@ -69,3 +72,46 @@ def test_conv_computes_in_its_dtype_and_keeps_float32_parameters():
     y, variables = layer.init_with_output(jax.random.key(0), jnp.ones((1, 4, 4, 1)))
     assert y.dtype == jnp.bfloat16
     assert variables["params"]["kernel"].dtype == jnp.float32
+
+
+LAYERS = {  # layer, shape of its input
+    "Conv2D": (Conv2D((2, 3)), (5, 7)),
+    "Conv": (Conv(4, (3, 2), strides=(2, 1), padding=1), (2, 7, 5, 3)),
+    "Dense": (Dense(4), (2, 5)),
+    "VGGBlock": (VGGBlock(1, 4), (2, 7, 5, 3)),
+    "Residual": (Residual(3), (2, 5, 3, 3)),
+}
+
+
+def value_and_gradients(layer, variables, x):
+    y, vjp = jax.vjp(layer.apply, variables, x)
+    return y, vjp(y)
+
+
+def assert_close(actual, expected, dtype):
+    """Compare two trees, each array relative to its largest value."""
+
+    def compare(a, b):
+        assert a.dtype == b.dtype == dtype
+        scale = max(np.abs(b).max(), 1e-3)
+        bound = {"float32": 1e-5, "float64": 1e-10}[dtype]
+        np.testing.assert_allclose(a / scale, b / scale, rtol=0, atol=bound)
+
+    jax.tree.map(compare, jax.device_get(actual), jax.device_get(expected))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_jit_vmap_and_pmap_agree_with_the_plain_call(name, dtype):
+    layer, shape = LAYERS[name]
+    random = np.random.default_rng(0)
+    template = jax.eval_shape(layer.init, jax.random.key(0), jnp.zeros(shape))
+    call = functools.partial(value_and_gradients, layer)
+    with jax.enable_x64(dtype == "float64"):
+        variables = jax.tree.map(
+            lambda x: jnp.array(random.uniform(0.5, 1.5, x.shape), dtype), template
+        )
+        xs = random.standard_normal((3, *shape)).astype(dtype)
+        plain = jax.tree.map(lambda *x: np.stack(x), *(call(variables, x) for x in xs))
+        for mapped in (jax.jit(jax.vmap(call, (None, 0))), jax.pmap(call, in_axes=(None, 0))):
+            assert_close(mapped(variables, xs), plain, dtype)

@@ -1,4 +1,6 @@
-"""Ops: the notebook's printed numbers, then loop-only references over a grid, then errors."""
+"""Ops: the notebook's printed numbers, loop-only references over a grid, jit and maps, errors."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +99,8 @@ def assert_close(actual, expected, dtype):
     """Compare relative to the largest value: sums of both signs cancel here and there."""
     assert actual.dtype == dtype
     scale = max(np.abs(expected).max(), 1e-3)
-    np.testing.assert_allclose(np.asarray(actual) / scale, expected / scale, atol=DTYPES[dtype])
+    actual, expected = np.asarray(actual) / scale, expected / scale
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=DTYPES[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -155,18 +158,37 @@ def test_second_derivatives():
     check_grads(lambda x: ops.avg_pool(x, 2, 2, 1) ** 2, (x,), order=2, rtol=2e-2, atol=2e-2)
 
 
-def test_jit_vmap_and_pmap_agree_with_the_plain_call():
-    xs, k = random(4, 6, 5), random(2, 3, seed=1)
-    plain = jnp.stack([ops.corr2d(x, k) for x in xs])
-    for mapped in (
-        jax.jit(jax.vmap(ops.corr2d, (0, None))),
-        jax.pmap(ops.corr2d, in_axes=(0, None)),
-    ):
-        np.testing.assert_allclose(mapped(xs, k), plain, rtol=1e-5, atol=1e-6)
-    plain = jnp.stack([ops.pool2d(x, (2, 3), "avg") for x in xs])
-    pool = jax.jit(lambda x: ops.pool2d(x, (2, 3), "avg"))
-    for mapped in (jax.vmap(pool), jax.pmap(pool)):
-        np.testing.assert_allclose(mapped(xs), plain, rtol=1e-5, atol=1e-6)
+OPS = {  # call, shapes of its arguments
+    "conv2d": (partial(ops.conv2d, strides=(2, 1), padding=(1, 0)), (3, 7, 5, 2), (2, 3, 2, 4)),
+    "corr2d": (ops.corr2d, (5, 7), (2, 3)),
+    "corr2d_multi_in": (ops.corr2d_multi_in, (3, 5, 7), (3, 2, 3)),
+    "corr2d_multi_in_out": (ops.corr2d_multi_in_out, (3, 5, 7), (2, 3, 3, 2)),
+    "corr2d_multi_in_out_1x1": (ops.corr2d_multi_in_out_1x1, (3, 5, 7), (2, 3, 1, 1)),
+    "max_pool": (partial(ops.max_pool, window=3, strides=(2, 1), padding=(1, 0)), (3, 7, 5, 2)),
+    "avg_pool": (partial(ops.avg_pool, window=3, strides=(2, 1), padding=(1, 0)), (3, 7, 5, 2)),
+    "pool2d": (partial(ops.pool2d, pool_size=(2, 3), mode="avg"), (5, 7)),
+}
+
+
+def test_table_covers_every_op():
+    assert set(OPS) == set(ops.__all__) - {"conv_output_size"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", OPS)
+def test_jit_vmap_and_pmap_agree_with_the_plain_call(name, dtype):
+    op, *shapes = OPS[name]
+
+    def value_and_gradients(*args):
+        y, vjp = jax.vjp(op, *args)
+        return y, *vjp(y)
+
+    with jax.enable_x64(dtype == "float64"):
+        three = [random(3, *s, seed=i).astype(dtype) for i, s in enumerate(shapes)]
+        plain = [value_and_gradients(*(x[i] for x in three)) for i in range(3)]
+        for mapped in (jax.jit(jax.vmap(value_and_gradients)), jax.pmap(value_and_gradients)):
+            for actual, *expected in zip(mapped(*three), *plain, strict=True):
+                assert_close(actual, np.stack(expected), dtype)
 
 
 def test_integers():

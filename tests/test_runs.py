@@ -3,12 +3,14 @@
 import json
 import os
 import shutil
+import struct
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
 
 from jaxcnn.config import get_default_config, smoke
 from jaxcnn.errors import ConfigError, TrainingError
@@ -17,6 +19,7 @@ from jaxcnn.train import (
     train_and_evaluate,
 )
 from jaxcnn.train.checkpoint import Checkpoints, Progress
+from jaxcnn.train.logs import TensorBoard
 from jaxcnn.train.workdir import Workdir
 
 TIMINGS = {"images_per_second", "compile_seconds", "train_seconds", "test_seconds"}
@@ -211,7 +214,58 @@ def test_other_data_are_refused(tiny_config, finished):
         train_and_evaluate(tiny_config, finished)
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"config": {}}'])
+def test_logs_without_checkpoints_are_not_overwritten(tiny_config, finished):
+    shutil.rmtree(finished / "checkpoints")
+    before = (finished / "metrics.jsonl").read_text()
+    with pytest.raises(ConfigError, match="has logs but no checkpoints any more"):
+        train_and_evaluate(tiny_config, finished)
+    tiny_config.seed = 5
+    with pytest.raises(ConfigError, match="seed was 0 and is 5"):
+        train_and_evaluate(tiny_config, finished)
+    (finished / "run.json").unlink()
+    with pytest.raises(ConfigError, match=r"run\.json cannot be read"):
+        train_and_evaluate(tiny_config, finished)
+    assert (finished / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("line", [b"{", b"3", b"null", b'{"epoch": 1}', b"\xff"])
+def test_a_damaged_line_within_a_log_is_named(tiny_config, finished, line):
+    path = finished / "metrics.jsonl"
+    first, second = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([first, line, second, b""]))
+    with pytest.raises(ConfigError, match=r"line 2 of .*metrics\.jsonl' is damaged"):
+        train_and_evaluate(tiny_config, finished)
+
+
+def scalars(folder):
+    """The scalars in the event files of a folder: (step, name, value)."""
+    found = []
+    for file in sorted(folder.iterdir()):
+        content, start = file.read_bytes(), 0
+        while start < len(content):  # records: length, its checksum, data, their checksum
+            (length,) = struct.unpack_from("<Q", content, start)
+            event = Event.FromString(content[start + 12 : start + 12 + length])
+            found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+            start += length + 16
+    return found
+
+
+def test_every_row_is_in_the_tensorboard_files_at_once(tmp_path):
+    writer = TensorBoard(tmp_path / "tensorboard", step=0)
+    writer.write({"epoch": 1, "step": 8, "train_loss": 0.5, "test_accuracy": 0.25})
+    written = [(8, "train_loss", 0.5), (8, "test_accuracy", 0.25)]
+    assert scalars(tmp_path / "tensorboard") == written
+    again = TensorBoard(tmp_path / "tensorboard", step=8)
+    again.write({"epoch": 2, "step": 16, "train_loss": 0.25})
+    writer.close()
+    again.close()
+    assert set(scalars(tmp_path / "tensorboard")) == {*written, (16, "train_loss", 0.25)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, "", "{", "[]", '{"config": {}}', '{"config": [1], "data": {}, "starts": {}}'],
+)
 def test_unreadable_config_beside_checkpoints_is_refused(tiny_config, finished, content):
     (finished / "run.json").unlink()
     if content is not None:

@@ -3,6 +3,12 @@
 from torch import nn
 
 
+def init_cnn(module):
+    """Draw Xavier uniform weights, as the notebook does; biases stay as PyTorch draws them."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.xavier_uniform_(module.weight)
+
+
 class Classifier(nn.Module):
     """A network whose layers are in `net`."""
 
@@ -15,8 +21,8 @@ class Classifier(nn.Module):
 
 
 def lenet(activation=nn.Sigmoid, pool=nn.AvgPool2d):
-    """Return LeNet for 28 x 28 pixels."""
-    return Classifier(
+    """Return LeNet for 28 x 28 pixels, with the notebook's initial weights."""
+    net = Classifier(
         *(nn.Conv2d(1, 6, 5, padding=2), activation(), pool(2, 2)),
         *(nn.Conv2d(6, 16, 5), activation(), pool(2, 2)),
         nn.Flatten(),
@@ -24,6 +30,7 @@ def lenet(activation=nn.Sigmoid, pool=nn.AvgPool2d):
         *(nn.Linear(120, 84), activation()),
         nn.Linear(84, 10),
     )
+    return net.apply(init_cnn)
 
 
 def lenet_modern():
@@ -32,7 +39,7 @@ def lenet_modern():
 
 
 def vgg(arch, size, dropout=0.5):
-    """Return VGG for `size` x `size` pixels."""
+    """Return VGG for `size` x `size` pixels, with the notebook's initial weights."""
     blocks, channels = [], 1
     for num_convs, out_channels in arch:
         layers = []
@@ -41,13 +48,14 @@ def vgg(arch, size, dropout=0.5):
             channels = out_channels
         blocks.append(nn.Sequential(*layers, nn.MaxPool2d(2, 2)))
     side = size // 2 ** len(arch)
-    return Classifier(
+    net = Classifier(
         *blocks,
         nn.Flatten(),
         *(nn.Linear(channels * side**2, 4096), nn.ReLU(), nn.Dropout(dropout)),
         *(nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(dropout)),
         nn.Linear(4096, 10),
     )
+    return net.apply(init_cnn)
 
 
 class Residual(nn.Module):
@@ -66,7 +74,7 @@ class Residual(nn.Module):
 
 
 def resnet(arch):
-    """Return a ResNet."""
+    """Return a ResNet, with PyTorch's initial weights: the notebook's let rounding grow faster."""
     channels = arch[0][1]
     stem = [nn.Conv2d(1, channels, 7, stride=2, padding=3), nn.BatchNorm2d(channels), nn.ReLU()]
     model = Classifier(nn.Sequential(*stem, nn.MaxPool2d(3, stride=2, padding=1)))

@@ -35,8 +35,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 def create_model(name: str, **kwargs: Any) -> nn.Module:
     """Build a registered model.
 
-    Every model maps images [N, H, W, C] in floating point to logits [N, num_classes] in float32 and
-    is called as `model.apply(variables, images, train=True, mutable=['batch_stats'],
+    Every model maps images [N, H, W, C] in floating point to logits [N, num_classes] and is
+    called as `model.apply(variables, images, train=True, mutable=['batch_stats'],
     rngs={'dropout': key})`; with `train=False` no mutable collection and no key are needed.
 
     Args:

@@ -18,10 +18,9 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxcnn.layers import Conv, Dense, avg_pool, flatten, max_pool
+from jaxcnn.layers import Conv, Dense, at_least_float32, avg_pool, flatten, max_pool
 
 
 class LeNet(nn.Module):
@@ -31,7 +30,7 @@ class LeNet(nn.Module):
         num_classes: number of logits.
         activation: after each layer but the last.
         pool: called as `pool(images, window=2)`.
-        dtype: of the computation; parameters and logits are float32.
+        dtype: of the computation; parameters are float32, logits at least that.
         axis_name: unused (there is no BatchNorm); every model has it.
 
     Raises:
@@ -70,7 +69,7 @@ class LeNet(nn.Module):
                 dense(self.num_classes, name="dense3"),
             ]
         )
-        return net(x).astype(jnp.float32)
+        return at_least_float32(net(x))
 
 
 class LeNetModern(LeNet):

@@ -18,10 +18,9 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxcnn.layers import Conv, Dense, global_avg_pool, max_pool
+from jaxcnn.layers import Conv, Dense, at_least_float32, global_avg_pool, max_pool
 
 # PyTorch's momentum of 0.1 weighs the new batch, Flax's 0.9 the old average: the same thing.
 # Two passes for the variance: E[x^2] - E[x]^2 in one pass loses digits in float32.
@@ -78,13 +77,14 @@ class Residual(nn.Module):
 class ResNet(nn.Module):
     """Stem, stages of residual blocks, global mean, dense; images to logits.
 
-    Maps [N, H, W, C] to [N, num_classes] in float32. Every stage but the first halves H and W,
+    Maps [N, H, W, C] to [N, num_classes]. Every stage but the first halves H and W,
     rounding up.
 
     Attributes:
         arch: (residual blocks, channels) of each stage.
         num_classes: number of logits.
-        dtype: of the computation; parameters, BatchNorm's statistics and logits are float32.
+        dtype: of the computation; parameters and BatchNorm's statistics are float32, logits at
+            least that.
         axis_name: mapped axis over which BatchNorm is synchronised; None under plain `jit`.
 
     Source: notebook 8.6.3.
@@ -121,7 +121,7 @@ class ResNet(nn.Module):
         dense = Dense(self.num_classes, dtype=self.dtype, name="last")
         last = nn.Sequential([global_avg_pool, dense])
         net = nn.Sequential([nn.Sequential(stem, name="b1"), *stages, last])
-        return net(x).astype(jnp.float32)
+        return at_least_float32(net(x))
 
     def _block(self, stage: int, i: int) -> Residual:
         """Return the i-th block of a stage; the first of each stage but the first halves."""

@@ -9,10 +9,9 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxcnn.layers import Conv, Dense, flatten, max_pool
+from jaxcnn.layers import Conv, Dense, at_least_float32, flatten, max_pool
 
 # One (convolutions, channels) pair for each block.
 VGG11 = ((1, 64), (1, 128), (2, 256), (2, 512), (2, 512))
@@ -49,14 +48,14 @@ class VGGBlock(nn.Module):
 class VGG(nn.Module):
     """Blocks, then two hidden layers of 4096 units with dropout; images to logits.
 
-    Maps [N, H, W, C] to [N, num_classes] in float32. Each block halves H and W (rounding down), so
+    Maps [N, H, W, C] to [N, num_classes]. Each block halves H and W (rounding down), so
     five blocks need at least 32 x 32 pixels.
 
     Attributes:
         arch: (convolutions, channels) of each block, such as `VGG11`.
         num_classes: number of logits.
         dropout_rate: share of hidden units dropped in training.
-        dtype: of the computation; parameters and logits are float32.
+        dtype: of the computation; parameters are float32, logits at least that.
         axis_name: unused (there is no BatchNorm); every model has it.
 
     Raises:
@@ -96,4 +95,4 @@ class VGG(nn.Module):
                 dense(self.num_classes, name="dense3"),
             ]
         )
-        return net(x).astype(jnp.float32)
+        return at_least_float32(net(x))

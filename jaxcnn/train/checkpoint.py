@@ -15,10 +15,11 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxcnn.errors import ConfigError, TrainingError
+from jaxcnn.files import sync
 from jaxcnn.train.state import TrainState
 
 CHECKSUMS = "checksums.json"
@@ -78,7 +80,8 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """The steps that are there, in order."""
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
+        names = (path.name for path in self.folder.iterdir())
+        return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
     def save(self, step: int, state: TrainState, progress: Progress) -> None:
         """Save a state; return when it is on disk.
@@ -99,11 +102,11 @@ class Checkpoints:
             self._orbax.save(unfinished / "state", args=ocp.args.StandardSave(_as_dict(state)))
             _write(unfinished / PROGRESS, dataclasses.asdict(progress))
             _write(unfinished / CHECKSUMS, _checksums(unfinished))
-            _sync([unfinished, *unfinished.rglob("*")])
+            sync([unfinished, *unfinished.rglob("*")])
             if self._path(step).exists():
                 self._path(step).rename(self._path(step, "replaced"))
             unfinished.rename(self._path(step))
-            _sync([self.folder])
+            sync([self.folder])
         except Exception as error:  # Orbax and TensorStore raise many kinds
             shutil.rmtree(unfinished, ignore_errors=True)
             kept = f"that of step {self.steps[-1]} is kept" if self.steps else "there is none yet"
@@ -111,7 +114,8 @@ class Checkpoints:
                 f"the checkpoint of step {step} cannot be saved in {str(self.folder)!r} "
                 f"({_reason(error)}); {kept}; make room there, and give the same command again"
             ) from error
-        self._prune()
+        with contextlib.suppress(OSError):  # what is left over is cleared away another time
+            self._prune()
 
     def restore(self, step: int, state: TrainState) -> tuple[TrainState, Progress]:
         """Return the state of a saved step, and the progress of the run.
@@ -127,45 +131,66 @@ class Checkpoints:
         path = self._path(step)
         _check_files(path)
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_dict(state))
-        difference = _difference(self._shapes(path), _by_name(target))
-        if difference:
-            raise ConfigError(
-                f"the checkpoint {str(path)!r} is of another network or optimizer: {difference}; "
-                "give another --workdir"
-            )
         try:
-            saved = self._orbax.restore(path / "state", args=ocp.args.StandardRestore(target))
-            return TrainState(**saved), _read_progress(path)
+            difference = _difference(self._shapes(path), _by_name(target))
+            if not difference:
+                saved = self._orbax.restore(path / "state", args=ocp.args.StandardRestore(target))
+                progress = _read_progress(path)
         except Exception as error:
             raise ConfigError(
                 f"the checkpoint {str(path)!r} is whole, but cannot be read with Orbax "
                 f"{ocp.__version__} ({_reason(error)}); use the versions in its run.json"
             ) from error
+        if difference:
+            raise ConfigError(
+                f"the checkpoint {str(path)!r} is of another network, optimizer or precision "
+                f"(JAX_ENABLE_X64): {difference}; give another --workdir"
+            )
+        if int(saved["step"]) != step:
+            raise DamagedCheckpointError(f"it is a copy of that of step {int(saved['step'])}")
+        return TrainState(**saved), progress
 
     def restore_newest(
         self, state: TrainState, warn: Callable[[str], None]
     ) -> tuple[TrainState, Progress] | None:
-        """Return the newest checkpoint that is good, or None if there is none.
+        """Return the newest checkpoint that is good, or None if there is none at all.
 
-        A damaged one is moved to `<folder>/../damaged/`, not deleted.
+        Damaged ones that are newer are moved to `<folder>/../damaged/`, not deleted.
 
         Args:
             state: as in `restore`.
             warn: called with one line for each damaged checkpoint.
 
         Raises:
-            ConfigError: as in `restore`.
+            ConfigError: as in `restore`, or if all are damaged; then nothing is moved.
+            OSError: if one cannot be opened: that is no damage, and may pass.
         """
+        damaged: dict[int, DamagedCheckpointError] = {}
         for step in reversed(self.steps):
             try:
-                return self.restore(step, state)
+                restored = self.restore(step, state)
             except DamagedCheckpointError as error:
-                aside = self.folder.parent / "damaged"
-                aside.mkdir(exist_ok=True)
-                place = aside / f"{step}-{len(list(aside.iterdir()))}"
-                self._path(step).rename(place)
-                warn(f"checkpoint {step} is damaged and is now {place}: {error}")
+                damaged[step] = error
+                continue
+            for newer, reason in damaged.items():
+                warn(f"checkpoint {newer} is damaged and is now {self._set_aside(newer)}: {reason}")
+            return restored
+        if damaged:
+            reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+            raise ConfigError(
+                f"no checkpoint in {str(self.folder)!r} is good ({reasons}); they stay as they "
+                "are; give another --workdir to start anew"
+            )
         return None
+
+    def _set_aside(self, step: int) -> Path:
+        """Move a checkpoint into the folder 'damaged'; return where it is."""
+        aside = self.folder.parent / "damaged"
+        aside.mkdir(exist_ok=True)
+        places = (aside / f"{step}-{number}" for number in itertools.count())
+        place = next(place for place in places if not place.exists())
+        shutil.move(self._path(step), place)
+        return place
 
     def close(self) -> None:
         """Free what Orbax holds."""
@@ -181,12 +206,17 @@ class Checkpoints:
 
     def _prune(self) -> None:
         """Delete all but the last two and the best."""
-        accuracies = {}
+        keep, accuracies = set(self.steps[-2:]), {}
         for step in self.steps:
-            with contextlib.suppress(OSError, ValueError, TypeError):  # a damaged one is not best
-                accuracies[step] = _read_progress(self._path(step)).test_accuracy
-        finished = {step: accuracy for step, accuracy in accuracies.items() if accuracy is not None}
-        keep = {*self.steps[-2:], *([max(finished, key=finished.__getitem__)] if finished else [])}
+            try:
+                accuracy = _read_progress(self._path(step)).test_accuracy
+            except (OSError, ValueError, TypeError):  # it is damaged: for somebody to look at
+                keep.add(step)
+            else:
+                if accuracy is not None:
+                    accuracies[step] = accuracy
+        if accuracies:
+            keep.add(max(accuracies, key=accuracies.__getitem__))
         for step in set(self.steps) - keep:
             self._path(step).rename(self._path(step, "deleted"))
         self._clear_away()
@@ -259,8 +289,8 @@ def _check_files(path: Path) -> None:
     try:
         expected = json.loads((path / CHECKSUMS).read_text())
         found = _checksums(path)
-    except (OSError, ValueError) as error:
-        raise DamagedCheckpointError(f"{CHECKSUMS} cannot be read: {_reason(error)}") from error
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise DamagedCheckpointError(f"{CHECKSUMS} is missing or no JSON") from error
     if not isinstance(expected, dict) or not expected:
         raise DamagedCheckpointError(f"{CHECKSUMS} lists no files")
     for name in sorted(expected.keys() | found.keys()):
@@ -278,16 +308,6 @@ def _read_progress(path: Path) -> Progress:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     path.write_text(f"{json.dumps(content, indent=2)}\n")
-
-
-def _sync(paths: Iterable[Path]) -> None:
-    """Wait until files and folders are on disk."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _reason(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """What a person sees while a run trains: a live line in a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
 import time
 from types import TracebackType
@@ -68,8 +69,9 @@ class Display:
         self._live.stop()
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
-        self.console.print(text, markup=False)
+        """Print a line that stays; a run goes on if it cannot be printed."""
+        with contextlib.suppress(OSError):
+            self.console.print(text, markup=False)
 
     def step(self, epoch: int, step: int, rate: float, loss: float, accuracy: float) -> None:
         """Show the latest step whose metrics are known.

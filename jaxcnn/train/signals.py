@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM, kept until the run can stop without losing anything."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -41,5 +42,6 @@ class StopSignal:
         self.received = signal.Signals(number)
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_DFL)
-        # Not print: a signal can arrive in the middle of one.
-        os.write(2, f"\n{self.received.name}: saving; once more to quit at once\n".encode())
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            # Not print: a signal can arrive in the middle of one.
+            os.write(2, f"\n{self.received.name}: saving; once more to quit at once\n".encode())

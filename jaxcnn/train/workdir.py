@@ -60,7 +60,9 @@ class Workdir:
                 self._lock()
                 self._checkpoints = Checkpoints(self.folder / "checkpoints")
                 self._open.callback(self._checkpoints.close)
-                if self._checkpoints.steps:
+                self._metrics = JsonLines(self.folder / "metrics.jsonl")
+                self._steps = JsonLines(self.folder / "steps.jsonl")
+                if self._checkpoints.steps or self._metrics.rows() or self._steps.rows():
                     run["starts"] = self._check_is_the_same(run)
                 run["starts"].append(environment)
                 write_atomically(self._run_file, f"{json.dumps(run, indent=2)}\n")
@@ -68,8 +70,6 @@ class Workdir:
             self._open.close()
             raise
         self._title = f"{config.model} on {config.dataset}"
-        self._metrics = JsonLines(self.folder / "metrics.jsonl")
-        self._steps = JsonLines(self.folder / "steps.jsonl")
 
     def __enter__(self) -> "Workdir":
         return self
@@ -87,15 +87,15 @@ class Workdir:
             warn: called with one line for each damaged checkpoint.
 
         Raises:
-            ConfigError: if there are checkpoints, but none that is good, or of another network.
+            ConfigError: if there are checkpoints, but none that is good, or of another network; or
+                if there are none any more.
         """
         with self._writing(ConfigError, "make it writable, or give another --workdir"):
-            had_any = bool(self._checkpoints.steps)
             restored = self._checkpoints.restore_newest(state, warn)
-            if restored is None and had_any:
+            if restored is None and len(self.rows()) > 1:  # one may precede the first checkpoint
                 raise ConfigError(
-                    f"no checkpoint in the workdir {str(self.folder)!r} is good; they are in its "
-                    "folder 'damaged' now; give another --workdir, or the same to start anew"
+                    f"the workdir {str(self.folder)!r} has logs but no checkpoints any more; put "
+                    "them back, or give another --workdir"
                 )
             state, progress = restored or (state, Progress())
             step = int(state.step)
@@ -140,7 +140,9 @@ class Workdir:
             TrainingError, "the run is complete; make room, and give the same command for curves"
         ):
             if self.rows():
-                plot_curves(self.rows(), self.folder / "curves.png", self._title)
+                unfinished = self.folder / ".unfinished.png"
+                plot_curves(self.rows(), unfinished, self._title)
+                unfinished.replace(self.folder / "curves.png")
 
     @contextlib.contextmanager
     def _writing(self, kind: type[Exception], advice: str) -> Iterator[None]:
@@ -149,7 +151,7 @@ class Workdir:
             yield
         except OSError as error:
             raise kind(
-                f"cannot write to the workdir {str(self.folder)!r} "
+                f"cannot read or write the workdir {str(self.folder)!r} "
                 f"({error.strerror or error}); {advice}"
             ) from error
 
@@ -168,11 +170,12 @@ class Workdir:
         try:
             before = json.loads(self._run_file.read_text())
             config, data, starts = before["config"], before["data"], before["starts"]
+            dict(config), list(starts), [dict(start) for start in starts]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"the workdir {str(self.folder)!r} has checkpoints, but its run.json cannot be "
-                f"read ({error}), so whose they are is not known; put it back, or give another "
-                "--workdir"
+                f"the workdir {str(self.folder)!r} has checkpoints or logs, but its run.json "
+                f"cannot be read ({error}), so whose they are is not known; put it back, or give "
+                "another --workdir"
             ) from error
         changes = [
             f"{key} was {config.get(key)!r} and is {now['config'].get(key)!r}"

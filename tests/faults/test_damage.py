@@ -1,6 +1,7 @@
 """Checkpoints that were damaged, half written or half deleted, and those of other networks."""
 
 import functools
+import json
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from flax import linen as nn
 from jaxcnn.errors import ConfigError, TrainingError
 from jaxcnn.layers import Dense, flatten
 from jaxcnn.models.resnet import BatchNorm
-from jaxcnn.train import TrainState, create_train_state
+from jaxcnn.train import TrainState, checkpoint, create_train_state
 from jaxcnn.train.checkpoint import CHECKSUMS, Checkpoints, DamagedCheckpointError, Progress
 
 
@@ -136,13 +137,51 @@ def test_a_folder_half_deleted_and_an_empty_one(folder):
     assert [line.split(" is damaged")[0] for line in warnings] == ["checkpoint 3", "checkpoint 2"]
 
 
-def test_all_damaged_is_none_and_all_are_kept(folder):
+def test_all_damaged_is_refused_and_all_stay_where_they_are(folder):
     for step in ("1", "2"):
         empty(folder / step / "progress.json")
-    restored, warnings = restore_newest(folder)
-    assert restored is None
-    assert len(warnings) == 2
-    assert len(list((folder.parent / "damaged").iterdir())) == 2
+    with pytest.raises(ConfigError, match=r"no checkpoint .* is good \(2: progress.*; 1: progress"):
+        restore_newest(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+
+
+def test_a_file_that_cannot_be_opened_is_no_damage(folder, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(checkpoint, "_checksum", refuse)
+    with pytest.raises(PermissionError):
+        restore_newest(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+
+
+def test_a_copy_under_another_step_is_noticed(folder):
+    shutil.copytree(folder / "2", folder / "99")
+    shutil.copytree(folder / "2", folder / "002")  # no name of ours
+    restored, (warning,) = restore_newest(folder)
+    assert_is_step(restored, 2)
+    assert warning.endswith("it is a copy of that of step 2")
+    assert sorted(path.name for path in folder.iterdir()) == ["002", "1", "2"]
+
+
+def test_setting_aside_takes_a_free_name(folder):
+    (folder.parent / "damaged" / "2-1").mkdir(parents=True)
+    shutil.copytree(folder / "2", folder.parent / "kept")
+    for number in (0, 2):
+        empty(folder / "2" / "progress.json")
+        restored, _ = restore_newest(folder)
+        assert_is_step(restored, 1)
+        assert (folder.parent / "damaged" / f"2-{number}" / CHECKSUMS).exists()
+        shutil.copytree(folder.parent / "kept", folder / "2")
+
+
+def test_a_whole_checkpoint_without_its_state_is_refused_in_one_line(folder):
+    shutil.rmtree(folder / "2" / "state")
+    path = folder / "2" / CHECKSUMS
+    checksums = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in checksums.items() if "state" not in k}))
+    with pytest.raises(ConfigError, match="is whole, but cannot be read with Orbax"):
+        restore_newest(folder)
 
 
 def test_what_a_kill_left_half_done_is_cleared_away(folder):

@@ -1,0 +1,195 @@
+"""The time of a training step, against PyTorch's and against plain XLA's convolution.
+
+python benchmarks/train_step.py [--nets lenet ...] [--sides jaxcnn torch] [--allocators tuned plain]
+
+Batches of 128 random images in float32, plain gradient descent. The sides take turns, round after
+round; PyTorch runs in the memory format (contiguous or channels_last) in which it was faster in two
+trials. 'ratio' is the other side's time over ours within one round. 'others' is the share of the
+processors that other processes took meanwhile: above a few percent, measure again. Prints a table,
+writes `benchmarks/results/train_step.json` and prints one JSON line. Without PyTorch, jaxcnn
+alone is measured.
+"""
+
+import argparse
+import json
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from machine import describe_machine
+from sides import ALLOCATORS, Side, has_torch, seconds, serve, summary
+
+ROOT = Path(__file__).parents[1]
+NETS = {"lenet": 28, "lenet_modern": 28, "resnet18": 96, "vgg": 224}  # image size
+PASSES = 3  # forward, and the gradients by images and by kernel
+
+
+def jaxcnn_step(net: str, size: int, batch: int) -> tuple[Any, dict[str, Any]]:
+    """Return a call that takes a step of ours and waits for it, and what compiling it took."""
+    import jax
+    import numpy as np
+    import optax
+
+    from jaxcnn.inspect import layer_summary
+    from jaxcnn.models import create_model
+    from jaxcnn.train import create_train_state, train_step
+
+    model, optimizer = create_model(net), optax.sgd(0.01)
+    state = create_train_state(model, optimizer, (size, size, 1))
+    rng = np.random.default_rng(0)
+    images = jax.device_put(rng.random((batch, size, size, 1), np.float32))
+    labels = jax.device_put(rng.integers(0, 10, batch, np.int32))
+
+    def step(state, images, labels):
+        return train_step(state, images, labels, model=model, optimizer=optimizer)
+
+    start = time.perf_counter()
+    program = jax.jit(step, donate_argnums=0).lower(state, images, labels).compile()
+    compile_seconds = time.perf_counter() - start
+    rows = layer_summary(model, (batch, size, size, 1))
+    facts = {
+        "compile_seconds": compile_seconds,
+        "temporary_megabytes": program.memory_analysis().temp_size_in_bytes / 1e6,
+        "gigaflop": 2e-9 * PASSES * sum(r.macs for r in rows if r.depth == 1),
+    }
+
+    def call() -> None:
+        nonlocal state
+        state, metrics = program(state, images, labels)
+        jax.block_until_ready((state, metrics))
+
+    return call, facts
+
+
+def torch_step(net: str, size: int, batch: int) -> tuple[Any, dict[str, Any]]:
+    """Return a call that takes PyTorch's step, in its faster memory format."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    import torch
+    import torch_nets
+
+    from jaxcnn.models.resnet import ResNet18
+    from jaxcnn.models.vgg import VGG_NARROW
+
+    build = {
+        "lenet": torch_nets.lenet,
+        "lenet_modern": torch_nets.lenet_modern,
+        "resnet18": lambda: torch_nets.resnet(ResNet18.arch),
+        "vgg": lambda: torch_nets.vgg(VGG_NARROW, size),
+    }[net]
+
+    def prepare(memory_format: torch.memory_format):
+        torch.manual_seed(0)
+        model = build().to(memory_format=memory_format)
+        images = torch.rand(batch, 1, size, size).to(memory_format=memory_format)
+        labels = torch.randint(0, 10, (batch,))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+        def call() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            torch.nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+
+        call()
+        return seconds(call, at_least=0.5, calls=2), call
+
+    trials = {
+        name: prepare(getattr(torch, name)) for name in ("contiguous_format", "channels_last")
+    }
+    name = min(trials, key=lambda name: trials[name][0])
+    return trials[name][1], {"memory_format": name, "torch": torch.__version__}
+
+
+def answer_jobs(side: str) -> None:
+    """Measure what the parent asks for, until it closes the pipe."""
+    steps: dict[str, Any] = {}
+
+    def answer(job: dict[str, Any]) -> dict[str, Any]:
+        net = job["net"]
+        if net not in steps:  # only one net at a time stays in memory
+            steps.clear()
+            build = torch_step if side == "torch" else jaxcnn_step
+            steps[net], facts = build(net, job["size"], job["batch"])
+            steps[net]()
+            return facts
+        return {"seconds": seconds(steps[net], at_least=job["at_least"])}
+
+    serve(answer)
+
+
+def measure(net: str, allocator: str, names: list[str], options: Any) -> dict[str, Any]:
+    """Return the times of a net under one setting of the allocator."""
+    job = {"net": net, "size": NETS[net], "batch": options.batch, "at_least": options.seconds}
+    with ExitStack() as stack:
+        sides = [stack.enter_context(Side(name, allocator)) for name in names]
+        facts = {side.name: side.ask(job) for side in sides}
+        times: dict[str, list[float]] = {name: [] for name in names}
+        others: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(options.rounds):
+            for side in sides:
+                answer = side.ask(job)
+                times[side.name].append(answer["seconds"])
+                others[side.name].append(answer["others"])
+    result = {"net": net, "allocator": allocator, "batch": options.batch, "sides": {}}
+    for name in names:
+        result["sides"][name] = facts[name] | {
+            "seconds": summary(times[name]),
+            "others": summary(others[name]),
+        }
+        if name != "jaxcnn":
+            ratios = [a / b for a, b in zip(times[name], times["jaxcnn"], strict=True)]
+            result["sides"][name]["ratio"] = summary(ratios)
+    return result
+
+
+def row(result: dict[str, Any], name: str) -> str:
+    """Return a line of the table."""
+    side, ours = result["sides"][name], result["sides"]["jaxcnn"]
+    times, ratio = side["seconds"], side.get("ratio")
+    return (
+        f"{result['net']:12}  {result['allocator']:9}  {name:6}  {1e3 * times['median']:8.1f}  "
+        f"{1e3 * times['min']:7.1f} to {1e3 * times['max']:7.1f}  "
+        f"{100 * side['others']['median']:8.0f}  {result['batch'] / times['median']:8,.0f}  "
+        f"{ours['gigaflop'] / times['median']:7.1f}  "
+        + (f"{ratio['median']:5.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})" if ratio else "")
+    )
+
+
+def main() -> None:
+    """Measure, print and record; or serve as one of the sides."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--nets", nargs="+", default=["lenet", "resnet18", "vgg"], choices=NETS)
+    parser.add_argument("--sides", nargs="+", choices=["xla", "torch"], default=["torch"])
+    parser.add_argument("--allocators", nargs="+", default=list(ALLOCATORS), choices=ALLOCATORS)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.0, help="per side and round, at least")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/train_step.json")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        answer_jobs(options.side)
+        return
+    names = ["jaxcnn", *(name for name in options.sides if name != "torch" or has_torch())]
+    header = "net           allocator  side     ms/step  least to most     others %  images/s  "
+    print(header + "GFLOP/s  ratio (least to most)", flush=True)
+    results = []
+    for net in options.nets:
+        for allocator in options.allocators:
+            results.append(measure(net, allocator, names, options))
+            print(*(row(results[-1], name) for name in names), sep="\n", flush=True)
+            ours = results[-1]["sides"]["jaxcnn"]
+            print(
+                f"{'':12}  jaxcnn compiled in {ours['compile_seconds']:.1f} s and takes "
+                f"{ours['temporary_megabytes']:,.0f} MB of temporary memory",
+                flush=True,
+            )
+    record = {"machine": describe_machine(), "results": results}
+    options.output.parent.mkdir(exist_ok=True)
+    options.output.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()

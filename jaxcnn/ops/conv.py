@@ -5,6 +5,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from jaxcnn.ops import passes
+from jaxcnn.ops.geometry import Geometry, xla_forward
+from jaxcnn.ops.implementation import implementation
 from jaxcnn.ops.sizes import IntOrPair, as_pair, conv_output_size
 
 
@@ -50,14 +53,11 @@ def conv2d(
         # Padding the images apart keeps it from the rewrite that fails.
         images = jnp.pad(images, ((0, 0), *((p, p) for p in padding), (0, 0)))
         padding = (0, 0)
-    return lax.conv_general_dilated(
-        images,
-        kernel,
-        window_strides=strides,
-        padding=[(p, p) for p in padding],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=precision,
-    )
+    (_, height, width, _), (kh, kw, _, _) = images.shape, kernel.shape
+    geometry = Geometry((height, width), (kh, kw), strides, padding, precision)
+    if implementation() == "xla" or not images.dtype == kernel.dtype == jnp.float32:
+        return xla_forward(images, kernel, geometry)
+    return passes.conv(images, kernel, geometry)
 
 
 def corr2d(x: ArrayLike, k: ArrayLike) -> jax.Array:

@@ -1,6 +1,8 @@
 """Pooling: the book's single-image form and the batched form that the models use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from jaxcnn.ops.implementation import implementation
 from jaxcnn.ops.sizes import IntOrPair, as_pair, conv_output_size
 
 
@@ -36,9 +39,10 @@ def max_pool(
     Array([[ 5.,  7.],
            [13., 15.]], dtype=float32)
     """
-    is_float = jnp.issubdtype(images.dtype, jnp.inexact)
-    lowest = -jnp.inf if is_float else jnp.iinfo(images.dtype).min
-    return _reduce_windows(images, lowest, lax.max, window, strides, padding)
+    places = _check(images, window, strides, padding)
+    if jnp.issubdtype(images.dtype, jnp.floating) and implementation() != "xla":
+        return _max_pool(images, places)
+    return _xla_max_pool(images, places)
 
 
 def avg_pool(
@@ -68,8 +72,13 @@ def avg_pool(
     """
     if not jnp.issubdtype(images.dtype, jnp.inexact):
         images = images.astype(jnp.float32)
-    height, width = as_pair(window)
-    return _reduce_windows(images, 0.0, lax.add, window, strides, padding) / (height * width)
+    places = _check(images, window, strides, padding)
+    height, width = places.window
+    if places.tile and implementation() != "xla":
+        total = _tiles(images, places).sum(axis=(2, 4))
+    else:
+        total = _reduce_windows(images, 0.0, lax.add, places)
+    return total / (height * width)
 
 
 def pool2d(x: ArrayLike, pool_size: IntOrPair, mode: str = "max") -> jax.Array:
@@ -105,14 +114,26 @@ def pool2d(x: ArrayLike, pool_size: IntOrPair, mode: str = "max") -> jax.Array:
     return modes[mode](x[None, :, :, None], pool_size, strides=1)[0, :, :, 0]
 
 
-def _reduce_windows(
-    images: jax.Array,
-    initial: float | int,
-    reduce: Callable,
-    window: IntOrPair,
-    strides: IntOrPair | None,
-    padding: IntOrPair,
-) -> jax.Array:
+class _Places(NamedTuple):
+    """Where a window goes; pairs are (vertical, horizontal)."""
+
+    window: tuple[int, int]
+    strides: tuple[int, int]
+    padding: tuple[int, int]
+
+    @property
+    def tile(self) -> bool:
+        """Whether the windows lie side by side."""
+        return self.window == self.strides and self.padding == (0, 0)
+
+
+TILES_OF_2 = _Places((2, 2), (2, 2), (0, 0))
+HALVING = _Places((3, 3), (2, 2), (1, 1))  # of ResNet's stem
+
+
+def _check(
+    images: jax.Array, window: IntOrPair, strides: IntOrPair | None, padding: IntOrPair
+) -> _Places:
     if images.ndim != 4:
         raise ValueError(f"pooling takes images [N, H, W, C], got {images.shape}")
     window, padding = as_pair(window), as_pair(padding)
@@ -124,11 +145,108 @@ def _reduce_windows(
                 f"window {window}"
             )
         conv_output_size(images.shape[axis + 1], window[axis], padding[axis], strides[axis])
+    return _Places(window, strides, padding)
+
+
+def _reduce_windows(
+    images: jax.Array, initial: float | int, reduce: Callable, places: _Places
+) -> jax.Array:
     return lax.reduce_window(
         images,
         np.array(initial, images.dtype),  # a constant: only then does JAX know the derivative
         reduce,
-        window_dimensions=(1, *window, 1),
-        window_strides=(1, *strides, 1),
-        padding=((0, 0), *((p, p) for p in padding), (0, 0)),
+        window_dimensions=(1, *places.window, 1),
+        window_strides=(1, *places.strides, 1),
+        padding=((0, 0), *((p, p) for p in places.padding), (0, 0)),
     )
+
+
+def _xla_max_pool(images: jax.Array, places: _Places) -> jax.Array:
+    """Return the maxima; XLA's derivative is slow on CPU."""
+    is_float = jnp.issubdtype(images.dtype, jnp.inexact)
+    lowest = -jnp.inf if is_float else jnp.iinfo(images.dtype).min
+    return _reduce_windows(images, lowest, lax.max, places)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _max_pool(images: jax.Array, places: _Places) -> jax.Array:
+    """Return the maxima; on CPU, their derivative is that of the pixels they were taken from."""
+    return _xla_max_pool(images, places)
+
+
+@_max_pool.defjvp
+def _max_pool_jvp(
+    places: _Places, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (images,), (tangent,) = primals, tangents
+
+    def of_xla(images: jax.Array, tangent: jax.Array) -> jax.Array:
+        return jax.jvp(partial(_xla_max_pool, places=places), (images,), (tangent,))[1]
+
+    of_cpu: Callable[[jax.Array, jax.Array], jax.Array] = of_xla
+    if places.tile:
+        of_cpu = partial(_tile_tangent, places=places)
+    elif places == HALVING and images.shape[1] % 2 == images.shape[2] % 2 == 0:
+        of_cpu = _halving_tangent
+    derivative = lax.platform_dependent(images, tangent, cpu=of_cpu, default=of_xla)
+    return _max_pool(images, places), derivative
+
+
+def _tiles(images: jax.Array, places: _Places) -> jax.Array:
+    """Cut images [N, H, W, C] into windows side by side: [N, H', kh, W', kw, C]."""
+    n, height, width, channels = images.shape
+    kh, kw = places.window
+    rows, columns = height // kh, width // kw
+    return images[:, : rows * kh, : columns * kw].reshape(n, rows, kh, columns, kw, channels)
+
+
+def _first_maximum(pixels: Sequence[jax.Array]) -> jax.Array:
+    """Return which of several arrays has the maximum, int8, and of equal ones the first, as XLA.
+
+    The arrays are compared with each other, never with a maximum that was computed elsewhere: XLA
+    may compute both anew in another place and round them differently.
+    """
+    best, index = pixels[0], jnp.zeros(pixels[0].shape, jnp.int8)
+    for i, pixel in enumerate(pixels[1:], start=1):
+        index = jnp.where(pixel > best, jnp.int8(i), index)
+        best = jnp.maximum(pixel, best)
+    return index
+
+
+def _tile_tangent(images: jax.Array, tangent: jax.Array, places: _Places) -> jax.Array:
+    """Return the tangents of the maxima of windows side by side; linear in `tangent`."""
+    kh, kw = places.window
+    rows, columns = images.shape[1] // kh * kh, images.shape[2] // kw * kw
+    index = _first_maximum(
+        [images[:, a:rows:kh, b:columns:kw] for a in range(kh) for b in range(kw)]
+    )
+    number = jnp.arange(kh * kw, dtype=jnp.int8).reshape(1, 1, kh, 1, kw, 1)
+    chosen = index[:, :, None, :, None] == number
+    return jnp.where(chosen, _tiles(tangent, places), 0).sum(axis=(2, 4))
+
+
+def _halving_tangent(images: jax.Array, tangent: jax.Array) -> jax.Array:
+    """Return the same for 3 x 3 windows at stride 2 with padding 1, over images of even size.
+
+    The windows overlap, but among the pixels of even rows and columns each has one place in them,
+    and so on for the other three kinds. A window's rows are an odd one, an even one and an odd one.
+    """
+    kinds = {(a, b): images[:, a::2, b::2] for a in (0, 1) for b in (0, 1)}
+    index = _first_maximum(_halving_pixels(kinds, -jnp.inf))
+    tiles = _tiles(tangent, TILES_OF_2)  # cut so, the transpose is an interleaving
+    kinds = {(a, b): tiles[:, :, a, :, b] for a in (0, 1) for b in (0, 1)}
+    pixels = enumerate(_halving_pixels(kinds, 0))
+    return sum(
+        (jnp.where(index == i, pixel, 0) for i, pixel in pixels), start=jnp.zeros((), tangent.dtype)
+    )
+
+
+def _halving_pixels(kinds: dict[tuple[int, int], jax.Array], outside: float) -> list[jax.Array]:
+    """Return the nine pixels of each such window, row by row, each as [N, H / 2, W / 2, C]."""
+    pixels = []
+    for row, up in ((1, 1), (0, 0), (1, 0)):
+        for column, left in ((1, 1), (0, 0), (1, 0)):
+            pixel = kinds[row, column]
+            shift = ((0, 0, 0), (up, -up, 0), (left, -left, 0), (0, 0, 0))
+            pixels.append(lax.pad(pixel, jnp.asarray(outside, pixel.dtype), shift))
+    return pixels

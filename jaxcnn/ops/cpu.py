@@ -1,0 +1,128 @@
+"""The passes of a convolution on CPU, float32: what is faster there than XLA's own, and when.
+
+| pass            | how                                                      | otherwise     |
+|-----------------|----------------------------------------------------------|---------------|
+| forward         | oneDNN                                                   | XLA's         |
+| images_gradient | at stride 1: oneDNN, of g with the kernel turned         | XLA's         |
+| kernel_gradient | matrix products over chunks of the batch that fit caches | XLA's         |
+
+XLA's kernel gradient is a convolution whose kernel is as large as the image, which is where its
+time goes: on two Zen 5 cores it runs at a third to a half of the rate of the same work as matrix
+products. `benchmarks/conv.py` has the figures, shape by shape.
+
+The signatures are those of `jaxcnn.ops.passes`, which these functions serve. All are deterministic.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxcnn.ops import onednn
+from jaxcnn.ops.geometry import (
+    Geometry,
+    xla_forward,
+    xla_images_gradient,
+    xla_kernel_gradient,
+)
+
+_CHUNK_BYTES = 4 << 20  # of rearranged images: large enough for a fast product, small for caches
+_LARGEST_WINDOW = 64  # pixels; beyond, the rearranged images would take much memory
+
+
+def forward(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return the convolution [N, H', W', O] of images [N, H, W, I] and kernel [kh, kw, I, O]."""
+    if _is_empty(images, kernel) or not onednn.available():
+        return xla_forward(images, kernel, geometry)
+    (p, q) = geometry.padding
+    return onednn.conv(images, kernel, geometry.strides, ((p, p), (q, q)))
+
+
+def images_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return the gradient [N, H, W, I] by the images: each g [N, H', W', O] spread by the kernel.
+
+    dx[h, w] = sum over a, b of g[h + p - a, w + q - b] k[a, b]^T       at stride 1
+    """
+    (kh, kw), (p, q) = geometry.window, geometry.padding
+    fits = geometry.strides == (1, 1) and p < kh and q < kw
+    if not fits or _is_empty(g, kernel) or not onednn.available():
+        return xla_images_gradient(g, kernel, geometry)
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    above, left = kh - 1 - p, kw - 1 - q
+    return onednn.conv(g, turned, (1, 1), ((above, above), (left, left)))
+
+
+def kernel_gradient(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return the gradient [kh, kw, I, O] by the kernel: products of g and shifted images.
+
+    dk[a, b] = sum over n, i, j of x[n, s i + a - p, t j + b - q] g[n, i, j]^T
+    """
+    (kh, kw), width = geometry.window, g.shape[2]
+    if _is_empty(images, g) or kh * kw > _LARGEST_WINDOW:
+        return xla_kernel_gradient(images, g, geometry)
+    if images.shape[3] == 1:
+        image_bytes = 4 * g.shape[1] * width * kh * kw
+        return _sum_over_chunks(_products_by_pixel, images, g, geometry, image_bytes)
+    padded_height = geometry.image[0] + 2 * geometry.padding[0]
+    image_bytes = 4 * padded_height * width * kw * images.shape[3]
+    return _sum_over_chunks(_products_by_row, images, g, geometry, image_bytes)
+
+
+def _products_by_row(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return the kernel gradient by one product for each row of the kernel.
+
+    The kw pixels that it meets are laid side by side first: [O, pixels] times [pixels, kw I].
+    """
+    (kh, kw), (s, t), (p, q) = geometry.window, geometry.strides, geometry.padding
+    _, height, width, features = g.shape
+    x = jnp.pad(images, ((0, 0), (p, p), (q, q), (0, 0)))
+    x = jnp.concatenate([x[:, :, b : b + t * (width - 1) + 1 : t] for b in range(kw)], axis=3)
+    rows = [x[:, a : a + s * (height - 1) + 1 : s].reshape(-1, x.shape[3]) for a in range(kh)]
+    by_pixel = g.reshape(-1, features).T
+    products = jnp.stack([by_pixel @ row for row in rows])  # [kh, O, kw I]
+    return products.reshape(kh, features, kw, -1).transpose(0, 2, 3, 1)
+
+
+def _products_by_pixel(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return the kernel gradient, for one channel, by a product of [kh kw, pixels] and [pixels, O].
+
+    Laid side by side, so few values per pixel would leave most of a vector register empty.
+    """
+    (kh, kw), (s, t), (p, q) = geometry.window, geometry.strides, geometry.padding
+    _, height, width, features = g.shape
+    x = jnp.pad(images[..., 0], ((0, 0), (p, p), (q, q)))
+    rows, columns = s * (height - 1) + 1, t * (width - 1) + 1
+    shifted = [
+        x[:, a : a + rows : s, b : b + columns : t].ravel() for a in range(kh) for b in range(kw)
+    ]
+    product = jnp.stack(shifted) @ g.reshape(-1, features)
+    return product.reshape(kh, kw, 1, features)
+
+
+def _sum_over_chunks(
+    products: Callable, images: jax.Array, g: jax.Array, geometry: Geometry, image_bytes: int
+) -> jax.Array:
+    """Return the sum of `products` over chunks of the batch of about `_CHUNK_BYTES` each.
+
+    The chunks are cut out of the whole within the loop: given to the loop cut up, XLA would compute
+    the images once more in that shape.
+    """
+    batch = len(images)
+    chunks = min(-(-batch * image_bytes // _CHUNK_BYTES), batch)
+    size = batch // chunks
+
+    def add(total: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
+        parts = (lax.dynamic_slice_in_dim(x, i * size, size) for x in (images, g))
+        return total + products(*parts, geometry), None
+
+    if chunks == 1:
+        return products(images, g, geometry)
+    shape = (*geometry.window, images.shape[3], g.shape[3])
+    total, _ = lax.scan(add, jnp.zeros(shape, g.dtype), jnp.arange(chunks))
+    rest = chunks * size
+    return total if rest == batch else total + products(images[rest:], g[rest:], geometry)
+
+
+def _is_empty(*arrays: jax.Array) -> bool:
+    return 0 in (length for x in arrays for length in x.shape)

@@ -1,0 +1,48 @@
+"""What a convolution's operands leave open, and its three passes as XLA has them."""
+
+from typing import NamedTuple
+
+import jax
+from jax import lax
+
+
+class Geometry(NamedTuple):
+    """What the shapes of two operands leave open; pairs are (vertical, horizontal).
+
+    Attributes:
+        image: (H, W) of the images, without padding.
+        window: (kh, kw) of the kernel.
+        strides: pixels from one place of the window to the next.
+        padding: zeros on each side of the image.
+        precision: of the products on GPU and TPU.
+    """
+
+    image: tuple[int, int]
+    window: tuple[int, int]
+    strides: tuple[int, int]
+    padding: tuple[int, int]
+    precision: lax.PrecisionLike = None
+
+
+def xla_forward(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return the convolution as XLA has it."""
+    return lax.conv_general_dilated(
+        images,
+        kernel,
+        window_strides=geometry.strides,
+        padding=[(p, p) for p in geometry.padding],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=geometry.precision,
+    )
+
+
+def xla_images_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return the gradient by the images [N, H, W, I] of <forward, g>, as XLA has it."""
+    images = jax.ShapeDtypeStruct((g.shape[0], *geometry.image, kernel.shape[2]), g.dtype)
+    return jax.linear_transpose(lambda x: xla_forward(x, kernel, geometry), images)(g)[0]
+
+
+def xla_kernel_gradient(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return the gradient by the kernel [kh, kw, I, O] of <forward, g>, as XLA has it."""
+    kernel = jax.ShapeDtypeStruct((*geometry.window, images.shape[3], g.shape[3]), g.dtype)
+    return jax.linear_transpose(lambda k: xla_forward(images, k, geometry), kernel)(g)[0]

@@ -1,0 +1,262 @@
+"""The fast convolution on CPU: against float64, under every transformation, and its fallbacks."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxcnn import ops
+from jaxcnn.ops import cpu, onednn, passes
+from jaxcnn.ops.geometry import Geometry
+
+
+def random(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
+
+
+# batch, (H, W), I, O, (kh, kw), (vertical, horizontal) strides, padding: the networks' layers with
+# fewer channels, then odd ones; the large batches are cut into chunks, with a rest
+SHAPES = [
+    (96, (28, 28), 1, 6, (5, 5), (1, 1), (2, 2)),
+    (4, (14, 14), 6, 16, (5, 5), (1, 1), (0, 0)),
+    (3, (32, 32), 1, 8, (7, 7), (2, 2), (3, 3)),
+    (97, (24, 24), 16, 24, (3, 3), (1, 1), (1, 1)),
+    (4, (12, 12), 16, 8, (3, 3), (2, 2), (1, 1)),
+    (4, (12, 12), 16, 8, (1, 1), (2, 2), (0, 0)),
+    (4, (3, 3), 32, 32, (3, 3), (1, 1), (1, 1)),
+    (1, (9, 4), 2, 3, (4, 2), (3, 1), (2, 0)),
+    (5, (5, 7), 3, 2, (2, 3), (1, 1), (4, 5)),
+    (2, (1, 1), 1, 1, (1, 1), (1, 1), (0, 0)),
+    (2, (20, 9), 2, 2, (17, 4), (1, 2), (0, 0)),
+    (37, (60, 60), 1, 3, (5, 5), (1, 2), (1, 2)),
+]
+
+
+@pytest.fixture(params=["onednn", "no onednn"])
+def onednn_or_not(request, monkeypatch):
+    """Each test on both, and never on programs that were compiled with the other."""
+    if request.param == "onednn" and not onednn.available():
+        pytest.skip(f"oneDNN is {onednn.verdict()}")
+    monkeypatch.setattr(onednn, "available", lambda: request.param == "onednn")
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.usefixtures("onednn_or_not")
+def test_all_passes_match_float64(shape):
+    n, size, i, o, window, strides, padding = shape
+    x, k = random(n, *size, i), random(*window, i, o, seed=1)
+
+    def results(x, k):
+        y, vjp = jax.vjp(lambda x, k: ops.conv2d(x, k, strides, padding), x, k)
+        return y, *vjp(jnp.asarray(random(*y.shape, seed=2), x.dtype))
+
+    actual = jax.jit(results)(x, k)
+    with jax.enable_x64(True):
+        expected = jax.jit(results)(jnp.asarray(x, jnp.float64), jnp.asarray(k, jnp.float64))
+    for a, e in zip(actual, expected, strict=True):
+        assert (a.dtype, e.dtype) == (jnp.float32, jnp.float64)
+        assert np.abs(a - np.asarray(e)).max() <= 1e-5 * np.abs(e).max()
+
+
+def uses(function, *args, platform=None):
+    """Return the names of the primitives and the text of the compiled-for-`platform` module."""
+    traced = jax.jit(function).trace(*args)
+    text = traced.lower(lowering_platforms=platform and (platform,)).as_text()
+    return f"{traced.jaxpr}", text
+
+
+def test_the_platform_of_the_program_decides():
+    if not onednn.available():
+        pytest.skip(f"oneDNN is {onednn.verdict()}")
+    x, k = random(2, 8, 8, 3), random(3, 3, 3, 4)
+    grad = jax.grad(lambda x, k: ops.conv2d(x, k).sum(), (0, 1))
+    for function in (ops.conv2d, grad):
+        assert "__onednn$convolution" in uses(function, x, k)[1]
+        for platform in ("tpu", "cuda"):
+            text = uses(function, x, k, platform=platform)[1]
+            assert "onednn" not in text
+            assert "stablehlo.convolution" in text
+
+
+def test_other_dtypes_and_the_switch_take_xla(monkeypatch):
+    x, k = random(2, 8, 8, 3), random(3, 3, 3, 4)
+    for dtype in (jnp.bfloat16, jnp.float16):
+        primitives, _ = uses(ops.conv2d, x.astype(dtype), k.astype(dtype))
+        assert "conv_general_dilated" in primitives
+    assert "conv_general_dilated" not in uses(ops.conv2d, x, k)[0]
+    monkeypatch.setenv("JAXCNN_IMPLEMENTATION", "xla")
+    jax.clear_caches()
+    assert "conv_general_dilated" in uses(ops.conv2d, x, k)[0]
+    monkeypatch.setenv("JAXCNN_IMPLEMENTATION", "fast")
+    with pytest.raises(ValueError, match="JAXCNN_IMPLEMENTATION must be auto or xla, got 'fast'"):
+        ops.conv2d(x, k)
+
+
+def test_no_image_at_all():
+    y, vjp = jax.vjp(ops.conv2d, jnp.zeros((0, 5, 5, 2)), random(3, 3, 2, 4))
+    assert y.shape == (0, 3, 3, 4)
+    assert not vjp(y)[1].any()
+
+
+GEOMETRY = Geometry((6, 5), (3, 2), (2, 1), (1, 0))
+OPERANDS = {"x": (3, 6, 5, 2), "k": (3, 2, 2, 4), "g": (3, 3, 4, 4)}
+PASSES = [
+    (passes.forward_p, cpu.forward, "xk"),
+    (passes.images_gradient_p, cpu.images_gradient, "gk"),
+    (passes.kernel_gradient_p, cpu.kernel_gradient, "xg"),
+]
+
+
+@pytest.mark.parametrize(("primitive", "plain", "names"), PASSES, ids=str)
+def test_every_transformation_of_each_pass(primitive, plain, names):
+    """Against the same transformation of the plain function, which JAX takes apart by itself."""
+    ours = partial(primitive.bind, geometry=GEOMETRY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onednn, "available", lambda: False)
+        _compare(ours, partial(plain, geometry=GEOMETRY), names)
+
+
+def _compare(ours, plain, names):
+    a, b = (random(*OPERANDS[name], seed=1) for name in names)
+    da, db = (random(*OPERANDS[name], seed=2) for name in names)
+    many_a, many_b = (random(4, *OPERANDS[name], seed=3) for name in names)
+
+    def loss(f, a, b):
+        return (f(a, b) ** 3).sum()
+
+    transformed = [
+        lambda f: f(a, b),
+        lambda f: jax.jit(f)(a, b),
+        lambda f: jax.jvp(f, (a, b), (da, db)),
+        lambda f: jax.grad(partial(loss, f), (0, 1))(a, b),
+        lambda f: jax.jvp(jax.grad(partial(loss, f), (0, 1)), (a, b), (da, db)),  # Hessian-vector
+        lambda f: jax.vjp(jax.grad(partial(loss, f), (0, 1)), a, b)[1]((da, db)),
+        lambda f: jax.grad(lambda a: jax.jvp(partial(loss, f, b=b), (a,), (da,))[1])(a),
+        lambda f: jax.vmap(f)(many_a, many_b),
+        lambda f: jax.vmap(f, (0, None))(many_a, b),
+        lambda f: jax.vmap(f, (None, 0))(a, many_b),
+        lambda f: jax.vmap(f, (1, None), 1)(many_a.swapaxes(0, 1), b),
+        lambda f: jax.vmap(jax.vmap(f, (None, 0)), (0, None))(many_a, many_b),
+        lambda f: jax.vmap(jax.grad(partial(loss, f), (0, 1)), (0, None))(many_a, b),
+        lambda f: jax.pmap(f)(many_a, many_b),
+        lambda f: jax.lax.scan(lambda c, a: (c + f(a, b), None), f(a, b) * 0, many_a)[0],
+        lambda f: jax.grad(jax.checkpoint(partial(loss, f)))(a, b),
+        lambda f: jax.linearize(f, a, b)[1](da, db),
+    ]
+    for transform in transformed:
+        actual, expected = jax.tree.leaves(transform(ours)), jax.tree.leaves(transform(plain))
+        for x, y in zip(actual, expected, strict=True):
+            np.testing.assert_allclose(x, y, atol=2e-5 * np.abs(y).max(), rtol=0)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.usefixtures("onednn_or_not")
+def test_shard_map_averages_gradients_over_devices(check_vma):
+    x, k = random(32, 24, 24, 8), random(3, 3, 8, 8, seed=1)
+    mesh = Mesh(np.array(jax.devices()[:2]), ("batch",))
+
+    def grads(x, k):
+        return jax.grad(lambda k: (ops.conv2d(x, k, padding=1) ** 2).sum())(k)
+
+    def mapped(x, k):
+        total = grads(x, k)  # where variance is checked, JAX adds the devices' gradients itself
+        return total if check_vma else jax.lax.psum(total, "batch")
+
+    specs = {"in_specs": (PartitionSpec("batch"), PartitionSpec()), "out_specs": PartitionSpec()}
+    actual = jax.jit(jax.shard_map(mapped, mesh=mesh, check_vma=check_vma, **specs))(x, k)
+    expected = grads(x, k)
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
+
+
+def test_a_probe_that_fails_leaves_xla(run_python, tmp_path):
+    """With a jaxlib that is not on the list, and where the probe cannot be right."""
+    code = (
+        "from jaxcnn.ops import onednn, conv2d; import jax.numpy as jnp; {};"
+        "x, k = jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1));"
+        "print(onednn.verdict()); print(conv2d(x, k).sum())"
+    )
+    for change, words in (
+        ("onednn.TESTED = ('0.0.1',)", "not among 0.0.1"),
+        ("onednn.__file__ = '/dev/null'", "ended with 0"),
+    ):
+        if not onednn.available():
+            pytest.skip(f"oneDNN is {onednn.verdict()}")
+        done = run_python("-c", code.format(change), XDG_CACHE_HOME=f"{tmp_path}")
+        verdict, value = done.stdout.splitlines()
+        assert words in verdict
+        assert value == "36.0"
+        assert not done.stderr
+
+
+def test_the_same_bits_in_every_process(run_python):
+    code = (
+        "import jax, jax.numpy as jnp, numpy as np, hashlib; from jaxcnn import ops;"
+        "r = np.random.default_rng(0).standard_normal;"
+        "x, k = r((64, 24, 24, 32), np.float32), r((3, 3, 32, 64), np.float32);"
+        "f = jax.jit(jax.value_and_grad(lambda x, k: (ops.conv2d(x, k, 1, 1) ** 2).sum(), (0, 1)));"
+        "digest = lambda: hashlib.sha256(b''.join(np.asarray(y).tobytes() for y in "
+        "jax.tree.leaves(f(x, k)))).hexdigest();"
+        "print({digest() for _ in range(5)})"
+    )
+    first, second = (run_python("-c", code).stdout for _ in range(2))
+    assert first == second
+    assert len(first.split(",")) == 1
+    assert len(first) > 64
+
+
+POOLS = [((4, 8, 6, 2), (2, None, 0)), ((2, 7, 9, 3), ((3, 2), None, 0)), ((2, 8, 6, 2), (3, 2, 1))]
+
+
+@pytest.mark.parametrize(("shape", "window"), POOLS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_every_transformation_of_max_pool(shape, window, dtype, monkeypatch):
+    with jax.enable_x64(dtype == "float64"):
+        # whole numbers, so that there are ties and every sum is exact
+        x, dx = (jnp.round(2 * random(3, *shape, seed=i)).astype(dtype) for i in (1, 2))
+
+        def pool(x):
+            return ops.max_pool(x, *window)
+
+        def loss(x):
+            return (pool(x) ** 3).sum()
+
+        def results():
+            hvp = jax.jvp(jax.grad(loss), (x[0],), (dx[0],))
+            return (
+                jax.jvp(pool, (x[0],), (dx[0],)),
+                (jax.grad(loss)(x[0]), jax.jit(jax.grad(loss))(x[0]), hvp),
+                (jax.vmap(pool)(x), jax.vmap(jax.grad(loss))(x), jax.pmap(jax.grad(loss))(x)),
+                jax.grad(jax.checkpoint(loss))(x[0]),
+                jax.lax.scan(lambda c, x: (c + jax.grad(loss)(x), None), x[0] * 0, x)[0],
+            )
+
+        ours = results()
+        monkeypatch.setenv("JAXCNN_IMPLEMENTATION", "xla")
+        jax.clear_caches()
+        jax.tree.map(np.testing.assert_array_equal, ours, results())
+
+
+def test_max_pool_is_xlas_on_accelerators_and_not_on_cpu():
+    grad = jax.grad(lambda x: ops.max_pool(x, 2).sum())
+    for platform, expected in (("cpu", False), ("tpu", True), ("cuda", True)):
+        _, text = uses(grad, random(2, 4, 4, 1), platform=platform)
+        assert ("select_and_scatter" in text) == expected
+
+
+def test_max_pool_in_a_fused_step_has_one_winner_in_each_window():
+    """Where XLA computes the pixels again for the gradient, it may round them otherwise."""
+    x = random(8, 24, 24, 16)
+
+    def windows_total(shift, x):
+        normal = (x - x.mean()) * jax.lax.rsqrt(x.var() + 1e-5)
+        return ops.max_pool(jax.nn.sigmoid(normal) * 3.3 + shift, 2).sum()
+
+    received = jax.grad(windows_total)  # each window's maximum receives 1
+    gradient = jax.jit(received)(jnp.zeros_like(x), x).reshape(8, 12, 2, 12, 2, 16)
+    assert (gradient.sum((2, 4)) == 1).all()

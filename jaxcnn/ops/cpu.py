@@ -4,7 +4,7 @@
 |-----------------|----------------------------------------------------------|---------------|
 | forward         | oneDNN                                                   | XLA's         |
 | images_gradient | at stride 1: oneDNN, of g with the kernel turned         | XLA's         |
-| kernel_gradient | matrix products over chunks of the batch that fit caches | XLA's         |
+| kernel_gradient | matrix products over chunks of the batch that fit caches | small: XLA's  |
 
 XLA's kernel gradient is a convolution whose kernel is as large as the image, which is where its
 time goes: on two Zen 5 cores it runs at a third to a half of the rate of the same work as matrix
@@ -27,7 +27,8 @@ from jaxcnn.ops.geometry import (
     xla_kernel_gradient,
 )
 
-_CHUNK_BYTES = 4 << 20  # of rearranged images: large enough for a fast product, small for caches
+_CHUNK_BYTES = 2 << 20  # of rearranged images: large enough for a fast product, small for caches
+_SMALL = 50_000_000  # multiply-adds; below, as in LeNet, XLA's own kernel gradient is faster
 _LARGEST_WINDOW = 64  # pixels; beyond, the rearranged images would take much memory
 
 
@@ -58,19 +59,22 @@ def kernel_gradient(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.
 
     dk[a, b] = sum over n, i, j of x[n, s i + a - p, t j + b - q] g[n, i, j]^T
     """
-    (kh, kw), width = geometry.window, g.shape[2]
-    if _is_empty(images, g) or kh * kw > _LARGEST_WINDOW:
+    (kh, kw), (p, _) = geometry.window, geometry.padding
+    (_, height, width, features), channels = g.shape, images.shape[3]
+    work = g.size * kh * kw * channels
+    if _is_empty(images, g) or kh * kw > _LARGEST_WINDOW or work < _SMALL:
         return xla_kernel_gradient(images, g, geometry)
-    if images.shape[3] == 1:
-        image_bytes = 4 * g.shape[1] * width * kh * kw
-        return _sum_over_chunks(_products_by_pixel, images, g, geometry, image_bytes)
-    padded_height = geometry.image[0] + 2 * geometry.padding[0]
-    image_bytes = 4 * padded_height * width * kw * images.shape[3]
-    return _sum_over_chunks(_products_by_row, images, g, geometry, image_bytes)
+    if channels == 1:
+        image_bytes = 4 * kh * kw * height * width
+        total = _sum_over_chunks(_products_by_pixel, images, g, geometry, image_bytes)
+        return total.reshape(kh, kw, 1, features)
+    image_bytes = 4 * kw * channels * (geometry.image[0] + 2 * p) * width
+    total = _sum_over_chunks(_products_by_row, images, g, geometry, image_bytes)
+    return total.reshape(kh, features, kw, channels).transpose(0, 2, 3, 1)
 
 
 def _products_by_row(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
-    """Return the kernel gradient by one product for each row of the kernel.
+    """Return the kernel gradient as [kh, O, kw I], by one product for each row of the kernel.
 
     The kw pixels that it meets are laid side by side first: [O, pixels] times [pixels, kw I].
     """
@@ -80,14 +84,14 @@ def _products_by_row(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax
     x = jnp.concatenate([x[:, :, b : b + t * (width - 1) + 1 : t] for b in range(kw)], axis=3)
     rows = [x[:, a : a + s * (height - 1) + 1 : s].reshape(-1, x.shape[3]) for a in range(kh)]
     by_pixel = g.reshape(-1, features).T
-    products = jnp.stack([by_pixel @ row for row in rows])  # [kh, O, kw I]
-    return products.reshape(kh, features, kw, -1).transpose(0, 2, 3, 1)
+    return jnp.stack([by_pixel @ row for row in rows])
 
 
 def _products_by_pixel(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
-    """Return the kernel gradient, for one channel, by a product of [kh kw, pixels] and [pixels, O].
+    """Return the kernel gradient for one channel as [kh kw, O], by one product over all pixels.
 
-    Laid side by side, so few values per pixel would leave most of a vector register empty.
+    One value for each pixel of the window, laid side by side, would leave most of a vector register
+    empty, so the pixels run along it: [kh kw, pixels] times [pixels, O].
     """
     (kh, kw), (s, t), (p, q) = geometry.window, geometry.strides, geometry.padding
     _, height, width, features = g.shape
@@ -96,8 +100,7 @@ def _products_by_pixel(images: jax.Array, g: jax.Array, geometry: Geometry) -> j
     shifted = [
         x[:, a : a + rows : s, b : b + columns : t].ravel() for a in range(kh) for b in range(kw)
     ]
-    product = jnp.stack(shifted) @ g.reshape(-1, features)
-    return product.reshape(kh, kw, 1, features)
+    return jnp.stack(shifted) @ g.reshape(-1, features)
 
 
 def _sum_over_chunks(
@@ -109,17 +112,19 @@ def _sum_over_chunks(
     the images once more in that shape.
     """
     batch = len(images)
-    chunks = min(-(-batch * image_bytes // _CHUNK_BYTES), batch)
-    size = batch // chunks
-
-    def add(total: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
-        parts = (lax.dynamic_slice_in_dim(x, i * size, size) for x in (images, g))
-        return total + products(*parts, geometry), None
-
+    fewest = min(-(-batch * image_bytes // _CHUNK_BYTES), batch)
+    even = (n for n in range(fewest, 2 * fewest) if batch % n == 0)
+    chunks = next(even, fewest)  # a rest is a second program, so rather some more chunks
     if chunks == 1:
         return products(images, g, geometry)
-    shape = (*geometry.window, images.shape[3], g.shape[3])
-    total, _ = lax.scan(add, jnp.zeros(shape, g.dtype), jnp.arange(chunks))
+    size = batch // chunks
+
+    def of_chunk(i: jax.Array | int) -> jax.Array:
+        parts = (lax.dynamic_slice_in_dim(x, i * size, size) for x in (images, g))
+        return products(*parts, geometry)
+
+    start = jnp.zeros(jax.eval_shape(of_chunk, 0).shape, g.dtype)
+    total, _ = lax.scan(lambda sum, i: (sum + of_chunk(i), None), start, jnp.arange(chunks))
     rest = chunks * size
     return total if rest == batch else total + products(images[rest:], g[rest:], geometry)
 

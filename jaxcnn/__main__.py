@@ -1,12 +1,17 @@
-"""The command line: `python -m jaxcnn summary resnet18 --input 96`."""
+"""The command line: `python -m jaxcnn summary resnet18 --input 96`, `python -m jaxcnn info`."""
 
 import argparse
+import platform
 import sys
 
+import jax
+import jaxlib
 from rich.console import Console
 
 from jaxcnn.inspect import layer_summary, summary_table
 from jaxcnn.models import create_model
+from jaxcnn.ops import onednn
+from jaxcnn.ops.implementation import VARIABLE, implementation
 
 
 def summary(options: argparse.Namespace) -> None:
@@ -19,6 +24,16 @@ def summary(options: argparse.Namespace) -> None:
     )
 
 
+def info(options: argparse.Namespace) -> None:
+    """Print what the computation runs on and by which convolution."""
+    devices = jax.local_devices()
+    print(f"python       {platform.python_version()}, {platform.system()} {platform.machine()}")
+    print(f"jax          {jax.__version__}, jaxlib {jaxlib.__version__}")
+    print(f"devices      {len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
+    print(f"convolution  {implementation()} ({VARIABLE}=auto or xla)")
+    print(f"oneDNN       {onednn.verdict()} (on CPU)")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; return the exit status: 0, or 2 for a call that is wrong."""
     parser = argparse.ArgumentParser(prog="python -m jaxcnn", description="Look at the models.")
@@ -29,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--depth", type=int, help="1 for the outermost layers; all by default")
     command.add_argument("--nchw", action="store_true", help="shapes in the notebook's order")
     command.set_defaults(run=summary)
+    command = commands.add_parser("info", help="versions, devices, and how convolutions run")
+    command.set_defaults(run=info)
     options = parser.parse_args(argv)
     try:
         options.run(options)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxcnn import ops
+from jaxcnn import __main__, ops
 from jaxcnn.ops import cpu, onednn, passes
 from jaxcnn.ops.geometry import Geometry
 
@@ -99,7 +99,8 @@ def test_other_dtypes_and_the_switch_take_xla(monkeypatch):
         ops.conv2d(x, k)
 
 
-def test_no_image_at_all():
+def test_no_image_at_all(monkeypatch):
+    monkeypatch.setattr(cpu, "_SMALL", 0)
     y, vjp = jax.vjp(ops.conv2d, jnp.zeros((0, 5, 5, 2)), random(3, 3, 2, 4))
     assert y.shape == (0, 3, 3, 4)
     assert not vjp(y)[1].any()
@@ -196,6 +197,14 @@ def test_a_probe_that_fails_leaves_xla(run_python, tmp_path):
         assert words in verdict
         assert value == "36.0"
         assert not done.stderr
+
+
+def test_info_tells_what_is_in_use(capsys, monkeypatch):
+    assert __main__.main(["info"]) == 0
+    assert f"oneDNN       {onednn.verdict()}" in capsys.readouterr().out
+    monkeypatch.setenv("JAXCNN_IMPLEMENTATION", "xla")
+    assert __main__.main(["info"]) == 0
+    assert "convolution  xla" in capsys.readouterr().out
 
 
 def test_the_same_bits_in_every_process(run_python):

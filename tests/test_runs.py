@@ -206,6 +206,15 @@ def test_no_good_checkpoint_is_an_error(tiny_config, finished):
         train_and_evaluate(tiny_config, finished)
 
 
+def test_another_environment_is_noted(tiny_config, finished, capsys):
+    run = json.loads((finished / "run.json").read_text())
+    run["starts"][0]["versions"]["jax"] = "0.1"
+    (finished / "run.json").write_text(json.dumps(run))
+    for noted in (True, False):  # noted once, then it is the last start's
+        train_and_evaluate(tiny_config, finished)
+        assert ("note: versions was {'jaxcnn'" in capsys.readouterr().out) == noted
+
+
 def test_other_data_are_refused(tiny_config, finished):
     run = json.loads((finished / "run.json").read_text())
     run["data"]["test"] = "0" * 64

@@ -8,6 +8,9 @@ from typing import Any
 
 import jax
 
+from jaxcnn.ops.implementation import implementation
+from jaxcnn.ops.onednn import verdict
+
 _PACKAGES = ("jaxcnn", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -15,15 +18,23 @@ def describe_environment(devices: Sequence[jax.Device]) -> dict[str, Any]:
     """Return the date, the versions and the devices that decide a run's bits.
 
     >>> sorted(describe_environment(jax.devices()))
-    ['date', 'devices', 'platform', 'python', 'versions']
+    ['convolution', 'date', 'devices', 'platform', 'python', 'versions']
     """
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in _PACKAGES},
+        "convolution": _convolution(devices[0].platform),
         "devices": [f"{device.platform}: {device.device_kind}" for device in devices],
     }
+
+
+def _convolution(platform: str) -> str:
+    """Say which algorithms convolutions take, since they round differently."""
+    if platform != "cpu":
+        return "XLA"
+    return f"{implementation()}; oneDNN {verdict()}"
 
 
 def _version(name: str) -> str:

@@ -66,6 +66,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> TrainState:
     ):
         display.say(_describe(config, state, train, test, parallel, run.folder))
         state, progress = run.resume(parallel.replicate(state), warn=display.say)
+        for change in run.changes:
+            display.say(f"note: {change}")
         if int(state.step):
             display.say(_where(progress, int(state.step), config.num_epochs))
         if progress.epoch < config.num_epochs:

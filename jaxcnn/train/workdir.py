@@ -39,6 +39,9 @@ class Workdir:
         digests: SHA-256 of each split of the data.
         environment: of this start, for the record.
 
+    Attributes:
+        changes: a line for each part of the environment that is not what it was at the last start.
+
     Raises:
         ConfigError: if the folder cannot be written, is in use, or holds another run.
     """
@@ -53,6 +56,7 @@ class Workdir:
         self.folder = Path(folder)
         self._open = contextlib.ExitStack()  # what must be closed, the lock among it
         self._run_file = self.folder / "run.json"
+        self.changes: list[str] = []
         run: dict[str, Any] = {"config": config.to_dict(), "data": digests, "starts": []}
         try:
             with self._writing(ConfigError, "make it writable, or give another --workdir"):
@@ -64,6 +68,7 @@ class Workdir:
                 self._steps = JsonLines(self.folder / "steps.jsonl")
                 if self._checkpoints.steps or self._metrics.rows() or self._steps.rows():
                     run["starts"] = self._check_is_the_same(run)
+                    self.changes = _changes(run["starts"], environment)
                 run["starts"].append(environment)
                 write_atomically(self._run_file, f"{json.dumps(run, indent=2)}\n")
         except BaseException:
@@ -193,3 +198,13 @@ class Workdir:
                 "although the settings are the same; give another --workdir or the same data"
             )
         return starts
+
+
+def _changes(starts: list[dict[str, Any]], environment: dict[str, Any]) -> list[str]:
+    """Return a line for each part of the environment that decides the bits and has changed."""
+    before = starts[-1] if starts else {}
+    return [
+        f"{key} was {before[key]} at the last start and is {now}: the bits may differ from there"
+        for key, now in environment.items()
+        if key not in ("date", "platform") and before.get(key, now) != now
+    ]

@@ -115,7 +115,7 @@ PASSES = [
 ]
 
 
-@pytest.mark.parametrize(("primitive", "plain", "names"), PASSES, ids=str)
+@pytest.mark.parametrize(("primitive", "plain", "names"), PASSES, ids=["forward", "images", "kernel"])
 def test_every_transformation_of_each_pass(primitive, plain, names):
     """Against the same transformation of the plain function, which JAX takes apart by itself."""
     ours = partial(primitive.bind, geometry=GEOMETRY)

@@ -115,7 +115,9 @@ PASSES = [
 ]
 
 
-@pytest.mark.parametrize(("primitive", "plain", "names"), PASSES, ids=["forward", "images", "kernel"])
+@pytest.mark.parametrize(
+    ("primitive", "plain", "names"), PASSES, ids=["forward", "images", "kernel"]
+)
 def test_every_transformation_of_each_pass(primitive, plain, names):
     """Against the same transformation of the plain function, which JAX takes apart by itself."""
     ours = partial(primitive.bind, geometry=GEOMETRY)

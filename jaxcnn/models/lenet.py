@@ -37,7 +37,7 @@ class LeNet(nn.Module):
         ValueError: if the images are smaller than 12 x 12.
 
     >>> model = LeNet()
-    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    >>> variables = model.init(jax.random.key(0), jax.numpy.zeros((1, 28, 28, 1)))
     >>> sum(p.size for p in jax.tree.leaves(variables))
     61706
     """

@@ -43,7 +43,7 @@ class Residual(nn.Module):
     Source: notebook 8.6.2.
 
     >>> block = Residual(6, use_1x1conv=True, strides=2)
-    >>> block.init_with_output(jax.random.key(0), jnp.ones((4, 6, 6, 3)))[0].shape
+    >>> block.init_with_output(jax.random.key(0), jax.numpy.ones((4, 6, 6, 3)))[0].shape
     (4, 3, 3, 6)
     """
 
@@ -90,7 +90,7 @@ class ResNet(nn.Module):
     Source: notebook 8.6.3.
 
     >>> model = ResNet(arch=((1, 4), (1, 8)))
-    >>> variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 1)))
+    >>> variables = jax.eval_shape(model.init, jax.random.key(0), jax.numpy.zeros((1, 32, 32, 1)))
     >>> sorted(variables["params"])
     ['b1_bn', 'b1_conv', 'b2_0', 'b3_0', 'last']
     """

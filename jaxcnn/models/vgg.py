@@ -27,7 +27,7 @@ class VGGBlock(nn.Module):
         dtype: of the computation.
 
     >>> block = VGGBlock(num_convs=2, out_channels=16)
-    >>> block.init_with_output(jax.random.key(0), jnp.ones((1, 8, 8, 3)))[0].shape
+    >>> block.init_with_output(jax.random.key(0), jax.numpy.ones((1, 8, 8, 3)))[0].shape
     (1, 4, 4, 16)
     """
 
@@ -62,7 +62,7 @@ class VGG(nn.Module):
         ValueError: if the images are too small for the number of blocks.
 
     >>> model = VGG(arch=((1, 4), (1, 8)))
-    >>> variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    >>> variables = jax.eval_shape(model.init, jax.random.key(0), jax.numpy.zeros((1, 8, 8, 1)))
     >>> list(variables["params"])
     ['block1', 'block2', 'dense1', 'dense2', 'dense3']
     """

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.typing import DTypeLike
 
 
 class Metrics(struct.PyTreeNode):
@@ -23,13 +24,13 @@ class Metrics(struct.PyTreeNode):
     count: Any
 
     @classmethod
-    def zeros(cls, shape: tuple[int, ...] = ()) -> "Metrics":
-        """Return metrics of no examples.
+    def zeros(cls, shape: tuple[int, ...] = (), dtype: DTypeLike = jnp.float32) -> "Metrics":
+        """Return metrics of no examples; of the dtype that the logits have.
 
         >>> Metrics.zeros().count
         Array(0., dtype=float32)
         """
-        return cls(*(jnp.zeros(shape, jnp.float32) for _ in range(3)))
+        return cls(*(jnp.zeros(shape, dtype) for _ in range(3)))
 
     @classmethod
     def of_batch(
@@ -43,7 +44,8 @@ class Metrics(struct.PyTreeNode):
             labels: int [N].
             weights: float [N], 1 for an example and 0 for padding.
         """
-        hits = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+        weights = weights.astype(losses.dtype)
+        hits = (jnp.argmax(logits, axis=-1) == labels).astype(losses.dtype)
         return cls((losses * weights).sum(), (hits * weights).sum(), weights.sum())
 
     def __add__(self, other: "Metrics") -> "Metrics":

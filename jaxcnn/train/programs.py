@@ -89,7 +89,10 @@ class Programs:
         self._test_data = parallel.replicate(DeviceData(test.images, test.labels))
         self._test_batches = padded_batches(len(test.labels), config.batch_size)
         self._test_indices = parallel.share(self._test_batches)
-        self._test_start = parallel.replicate((Metrics.zeros(), jnp.zeros((), jnp.int32)))
+        # Logits are float32 at least, and metrics are of their dtype.
+        dtype = jnp.float64 if config.dtype == "float64" else jnp.float32
+        self._no_metrics = partial(Metrics.zeros, dtype=dtype)
+        self._test_start = parallel.replicate((self._no_metrics(), jnp.zeros((), jnp.int32)))
         self._train_step = partial(
             train_step,
             model=model,
@@ -181,7 +184,7 @@ class Programs:
             return state, jax.tree.map(lambda row, x: row.at[i].set(x), rows, metrics)
 
         count = jnp.minimum(self.steps_per_call, last + 1 - position(state))
-        return lax.fori_loop(0, count, body, (state, Metrics.zeros((self.steps_per_call,))))
+        return lax.fori_loop(0, count, body, (state, self._no_metrics((self.steps_per_call,))))
 
     def _evaluation_program(
         self,

@@ -500,7 +500,7 @@ plain.print(summary_table(layer_summary(vgg11, (1, 224, 224, 1)), depth=1))
 # ### 8.2.3 Training
 #
 # The notebook trains a VGG with a quarter of the channels, on pictures of 224 x 224 pixels. On two
-# CPU cores that takes most of an hour per epoch, so here it gets 32 x 32: the same blocks, down to
+# CPU cores that takes a quarter of an hour per epoch, so here it gets 32 x 32: the same blocks, to
 # one pixel before the hidden layers. Gradient descent alone stands still for long (eight epochs of
 # this sample at a rate of 0.1 with momentum: not printed here), much as LeNet did, and Adam does
 # not. That calls for a loop of our own, which is short: `train_step` is a pure function of a state

@@ -25,7 +25,13 @@ class Geometry(NamedTuple):
 
 
 def xla_forward(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    """Return the convolution as XLA has it."""
+    """Return the convolution [N, H', W', O] as XLA has it.
+
+    Args:
+        images: [N, H, W, I].
+        kernel: [kh, kw, I, O], of the same dtype.
+        geometry: of the convolution.
+    """
     return lax.conv_general_dilated(
         images,
         kernel,

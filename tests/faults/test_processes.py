@@ -20,26 +20,25 @@ def straight(tmp_path_factory):
     return trainer.digest(), seconds
 
 
-@pytest.mark.parametrize("cycle", range(2))  # `make soak` has 200
-def test_killed_at_a_random_moment_it_ends_with_the_same_bits(straight, tmp_path, cycle):
+def test_killed_at_a_random_moment_it_ends_with_the_same_bits(straight, tmp_path):
+    """One of the cycles of which `make soak` has 200."""
     digest, seconds = straight
     trainer = Trainer(tmp_path / "killed")
-    kill_and_finish(trainer, seconds, random.Random(cycle))
+    choice = random.Random(9)  # after about a third of training
+    assert kill_and_finish(trainer, seconds, choice) in ("training", "saving")
     assert trainer.digest() == digest
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_it_with_a_code_and_a_line(straight, tmp_path, number, status):
+def test_a_signal_ends_it_with_a_code_and_a_line(straight, tmp_path):
     digest, _ = straight
     trainer = Trainer(tmp_path / "stopped")
     process = trainer.start()
     trainer.wait_until(process, "epoch 1/6")
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
-    assert process.returncode == status
-    name = signal.Signals(number).name
-    assert f"{name}: saving; once more to quit at once" in printed
-    assert f"train.py: stopped by {name} and saved after step" in printed
+    assert process.returncode == 143
+    assert "SIGTERM: saving; once more to quit at once" in printed
+    assert "train.py: stopped by SIGTERM and saved after step" in printed
     assert "Traceback" not in printed
     status, printed = trainer.finish()
     assert status == 0

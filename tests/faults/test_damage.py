@@ -161,6 +161,9 @@ def test_a_copy_under_another_step_is_noticed(folder):
     restored, (warning,) = restore_newest(folder)
     assert_is_step(restored, 2)
     assert warning.endswith("it is a copy of that of step 2")
+    checkpoints = Checkpoints(folder)
+    assert checkpoints.steps == [1, 2]
+    checkpoints.close()
     assert sorted(path.name for path in folder.iterdir()) == ["002", "1", "2"]
 
 

@@ -76,6 +76,8 @@ def test_stopped_by_a_signal_it_saves_and_goes_on(
         train_and_evaluate(config_of(), tmp_path)
     monkeypatch.undo()
     assert str(saved) in [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    if owner is Programs:  # it does not wait for the end of the evaluation
+        assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == count - 1
     state = train_and_evaluate(config_of(), tmp_path)
     assert_same(outcome(state, tmp_path), straight)
 

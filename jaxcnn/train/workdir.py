@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxcnn.errors import ConfigError, TrainingError
-from jaxcnn.files import hold_lock, write_atomically
+from jaxcnn.files import hold_lock, sync, write_atomically
 from jaxcnn.inspect import plot_curves
 from jaxcnn.train.checkpoint import Checkpoints, Progress
 from jaxcnn.train.logs import JsonLines, Row, TensorBoard
@@ -61,6 +61,7 @@ class Workdir:
         try:
             with self._writing(ConfigError, "make it writable, or give another --workdir"):
                 self.folder.mkdir(parents=True, exist_ok=True)
+                sync([self.folder.parent])
                 self._lock()
                 self._checkpoints = Checkpoints(self.folder / "checkpoints")
                 self._open.callback(self._checkpoints.close)

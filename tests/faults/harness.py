@@ -28,16 +28,29 @@ class Trainer:
         workdir: of the run.
         model: its config's name.
         limit: bytes that a file may have; None for no limit.
+        prepare: train on Fashion-MNIST, prepared beside `workdir` first, rather than on the sample.
+        flags: more of them.
     """
 
-    def __init__(self, workdir: Path, model: str = "lenet_modern", limit: int | None = None):
-        self.workdir, self.model = workdir, model
+    def __init__(
+        self,
+        workdir: Path,
+        model: str = "lenet_modern",
+        limit: int | None = None,
+        prepare: bool = False,
+        flags: tuple[str, ...] = (),
+    ):
+        self.workdir, self.model, self.prepares = workdir, model, prepare
         self._command = [
             *(["prlimit", f"--fsize={limit}"] if limit else []),
             *(sys.executable, "train.py", f"--config=configs/{model}.py:smoke"),
             *("--config.num_epochs=6", "--config.momentum=0.9", "--config.learning_rate=0.01"),
             *("--config.checkpoint_every_steps=3", f"--workdir={workdir}"),
+            *flags,
         ]
+        self.data = workdir.with_name(f"{workdir.name}-data")
+        if prepare:
+            self._command += ["--config.dataset=fashion_mnist", f"--config.data_dir={self.data}"]
 
     def start(self) -> subprocess.Popen:
         """Start it; its lines can be read from `stdout`, as they come."""
@@ -91,7 +104,7 @@ def measure(trainer: Trainer) -> tuple[float, float]:
     """Run to the end; return the seconds before training began and those of training."""
     start = time.monotonic()
     process = trainer.start()
-    trainer.wait_until(process, "compiled")
+    trainer.wait_until(process, "compiled in")
     began = time.monotonic()
     process.communicate(timeout=600)
     assert process.returncode == 0
@@ -104,17 +117,19 @@ def kill_and_finish(trainer: Trainer, seconds: tuple[float, float], choice: rand
     Args:
         trainer: of a new workdir.
         seconds: before training begins and of training, from `measure`.
-        choice: of the moment: one kill in five hits the start, the others training.
+        choice: of the moment: one kill in five hits the start, the others training; where it
+            prepares its data, all hit the start.
 
     Returns:
-        What it was doing when it was killed: 'starting', 'training', 'saving', or 'done'.
+        What it was doing when it was killed: 'starting', 'preparing data', 'training', 'saving', or
+        'done'.
     """
     before, training = seconds
     process = trainer.start()
-    if choice.random() < 0.2:
+    if trainer.prepares or choice.random() < 0.2:
         time.sleep(choice.uniform(0, before))
     else:
-        trainer.wait_until(process, "compiled")
+        trainer.wait_until(process, "compiled in")
         time.sleep(choice.uniform(0, training))
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -124,8 +139,10 @@ def kill_and_finish(trainer: Trainer, seconds: tuple[float, float], choice: rand
         what = "done"
     elif any(name.startswith(".") for name in names):
         what = "saving"
+    elif (trainer.workdir / "run.json").exists():
+        what = "training"
     else:
-        what = "training" if (trainer.workdir / "run.json").exists() else "starting"
+        what = "preparing data" if trainer.data.exists() else "starting"
     status, printed = trainer.finish()
     assert status == 0, printed
     return what

@@ -46,6 +46,19 @@ def test_a_signal_ends_it_with_a_code_and_a_line(straight, tmp_path):
     assert trainer.digest() == digest
 
 
+def test_a_second_signal_ends_it_at_once(tmp_path):
+    slow = ("--config.image_size=96", "--config.batch_size=200")  # seconds a step
+    trainer = Trainer(tmp_path / "stopped", "resnet18", flags=slow)
+    process = trainer.start()
+    trainer.wait_until(process, "compiled in")
+    process.send_signal(signal.SIGTERM)
+    trainer.wait_until(process, "SIGTERM: saving; once more to quit at once")
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGTERM
+    assert "stopped by" not in printed
+
+
 def assert_stopped_for_want_of_room(trainer, reason):
     """It stops with one line and keeps what it has; with room it goes on."""
     status, printed = trainer.finish()

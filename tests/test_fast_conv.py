@@ -50,6 +50,7 @@ def onednn_or_not(request, monkeypatch):
 @pytest.mark.usefixtures("onednn_or_not")
 def test_all_passes_match_float64(shape, monkeypatch):
     monkeypatch.setattr(cpu, "_SMALL", 0)  # else XLA has most of these, which need no test
+    monkeypatch.setattr(cpu, "_BANDED", 0)
     n, size, i, o, window, strides, padding = shape
     x, k = random(n, *size, i), random(*window, i, o, seed=1)
 
@@ -63,6 +64,10 @@ def test_all_passes_match_float64(shape, monkeypatch):
     for a, e in zip(actual, expected, strict=True):
         assert (a.dtype, e.dtype) == (jnp.float32, jnp.float64)
         assert np.abs(a - np.asarray(e)).max() <= 1e-5 * np.abs(e).max()
+    monkeypatch.setattr(cpu, "_BANDED", np.inf)
+    g = random(*expected[0].shape, seed=2)
+    dk = cpu.kernel_gradient(x, g, Geometry(size, window, strides, padding))
+    assert np.abs(dk - np.asarray(expected[2])).max() <= 1e-5 * np.abs(expected[2]).max()
 
 
 def uses(function, *args, platform=None):

@@ -1,13 +1,14 @@
 """The passes of a convolution on CPU, float32: what is faster there than XLA's own, and when.
 
-| pass            | how                                                      | otherwise     |
-|-----------------|----------------------------------------------------------|---------------|
-| forward         | oneDNN                                                   | XLA's         |
-| images_gradient | at stride 1: oneDNN, of g with the kernel turned         | XLA's         |
-| kernel_gradient | matrix products over chunks of the batch that fit caches | small: XLA's  |
+| pass            | how                                                        | otherwise   |
+|-----------------|------------------------------------------------------------|-------------|
+| forward         | oneDNN                                                     | XLA's       |
+| images_gradient | at stride 1: oneDNN, of g with the kernel turned           | XLA's       |
+| kernel_gradient | matrix products, oneDNN's where it is there, in three ways | small:      |
+|                 | (by row, by pixel, banded) for different shapes            | XLA's       |
 
 XLA's kernel gradient is a convolution whose kernel is as large as the image, which is where its
-time goes: on two Zen 5 cores it runs at a third to a half of the rate of the same work as matrix
+time goes: on two Zen 5 cores it runs at a fifth to a half of the rate of the same work as matrix
 products. `benchmarks/conv.py` has the figures, shape by shape.
 
 The signatures are those of `jaxcnn.ops.passes`, which these functions serve. All are deterministic.
@@ -27,8 +28,9 @@ from jaxcnn.ops.geometry import (
     xla_kernel_gradient,
 )
 
-_CHUNK_BYTES = 2 << 20  # of rearranged images: large enough for a fast product, small for caches
-_SMALL = 50_000_000  # multiply-adds; below, as in LeNet, XLA's own kernel gradient is faster
+_CHUNK_BYTES = 4 << 20  # of rearranged images: large enough for a fast product, small for caches
+_SMALL = 50_000_000  # multiply-adds; below, without oneDNN, XLA's own kernel gradient is faster
+_BANDED = 1_000_000  # multiply-adds of an image; below, as in LeNet, one banded product is fastest
 _LARGEST_WINDOW = 64  # pixels; beyond, the rearranged images would take much memory
 
 
@@ -59,18 +61,41 @@ def kernel_gradient(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.
 
     dk[a, b] = sum over n, i, j of x[n, s i + a - p, t j + b - q] g[n, i, j]^T
     """
-    (kh, kw), (p, _) = geometry.window, geometry.padding
+    (kh, kw), (p, q) = geometry.window, geometry.padding
     (_, height, width, features), channels = g.shape, images.shape[3]
-    work = g.size * kh * kw * channels
-    if _is_empty(images, g) or kh * kw > _LARGEST_WINDOW or work < _SMALL:
+    padded_height, padded_width = geometry.image[0] + 2 * p, geometry.image[1] + 2 * q
+    banded = kh * height * width * features * padded_width * channels < _BANDED
+    small = g.size * kh * kw * channels < _SMALL
+    if _is_empty(images, g) or kh * kw > _LARGEST_WINDOW or (small and not onednn.available()):
         return xla_kernel_gradient(images, g, geometry)
+    if banded:
+        image_bytes = 4 * kh * height * padded_width * channels
+        total = _sum_over_chunks(_banded_product, images, g, geometry, image_bytes)
+        diagonals = [total[j, :, :, j * geometry.strides[1] :][:, :, :kw] for j in range(width)]
+        return sum(diagonals[1:], start=diagonals[0]).transpose(1, 2, 3, 0)
     if channels == 1:
         image_bytes = 4 * kh * kw * height * width
         total = _sum_over_chunks(_products_by_pixel, images, g, geometry, image_bytes)
         return total.reshape(kh, kw, 1, features)
-    image_bytes = 4 * kw * channels * (geometry.image[0] + 2 * p) * width
+    image_bytes = 4 * kw * channels * padded_height * width
     total = _sum_over_chunks(_products_by_row, images, g, geometry, image_bytes)
     return total.reshape(kh, features, kw, channels).transpose(0, 2, 3, 1)
+
+
+def _banded_product(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return [W', O, kh, W, I]: g times the kh rows of pixels that its row meets, in one product.
+
+    Only the band of pixels that the kernel meets is of use, but for few channels and short rows one
+    large product is faster than what would save the rest. W is with padding.
+    """
+    (kh, _), (s, _), (p, q) = geometry.window, geometry.strides, geometry.padding
+    batch, height, width, features = g.shape
+    x = jnp.pad(images, ((0, 0), (p, p), (q, q), (0, 0)))
+    rows = jnp.stack([x[:, a : a + s * (height - 1) + 1 : s] for a in range(kh)], axis=2)
+    products = _transposed_product(
+        g.reshape(batch * height, width * features), rows.reshape(batch * height, -1)
+    )
+    return products.reshape(width, features, *rows.shape[2:])
 
 
 def _products_by_row(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
@@ -83,8 +108,8 @@ def _products_by_row(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax
     x = jnp.pad(images, ((0, 0), (p, p), (q, q), (0, 0)))
     x = jnp.concatenate([x[:, :, b : b + t * (width - 1) + 1 : t] for b in range(kw)], axis=3)
     rows = [x[:, a : a + s * (height - 1) + 1 : s].reshape(-1, x.shape[3]) for a in range(kh)]
-    by_pixel = g.reshape(-1, features).T
-    return jnp.stack([by_pixel @ row for row in rows])
+    by_pixel = g.reshape(-1, features)
+    return jnp.stack([_transposed_product(by_pixel, row) for row in rows])
 
 
 def _products_by_pixel(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
@@ -100,7 +125,7 @@ def _products_by_pixel(images: jax.Array, g: jax.Array, geometry: Geometry) -> j
     shifted = [
         x[:, a : a + rows : s, b : b + columns : t].ravel() for a in range(kh) for b in range(kw)
     ]
-    return jnp.stack(shifted) @ g.reshape(-1, features)
+    return _product(jnp.stack(shifted), g.reshape(-1, features))
 
 
 def _sum_over_chunks(
@@ -127,6 +152,14 @@ def _sum_over_chunks(
     total, _ = lax.scan(lambda sum, i: (sum + of_chunk(i), None), start, jnp.arange(chunks))
     rest = chunks * size
     return total if rest == batch else total + products(images[rest:], g[rest:], geometry)
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    return onednn.matmul(a, b) if onednn.available() else a @ b
+
+
+def _transposed_product(a: jax.Array, b: jax.Array) -> jax.Array:
+    return onednn.matmul(a, b, transpose_a=True) if onednn.available() else a.T @ b
 
 
 def _is_empty(*arrays: jax.Array) -> bool:

@@ -1,10 +1,10 @@
-"""oneDNN's convolution, which jaxlib carries for x86 processors: whether it is there, and the call.
+"""oneDNN, which jaxlib carries for x86 processors: whether it is there, and the calls.
 
-The call is a target inside XLA that no public contract covers: its configuration has changed from
-version to version, and a wrong one ends the process. So it is used on x86-64 Linux only, with the
-versions of jaxlib in `TESTED`, and there only after this file has run as a script in a process of
-its own and found its results right. The verdict is kept in the user's cache folder; anything else
-means XLA's own convolution, without a word (`verdict` has the reason).
+The calls are targets inside XLA that no public contract covers: their configuration has changed
+from version to version, and a wrong one ends the process. So they are used on x86-64 Linux only,
+with the versions of jaxlib in `TESTED`, and there only after this file has run as a script in a
+process of its own and found its results right. The verdict is kept in the user's cache folder;
+anything else means XLA's own convolution, without a word (`verdict` has the reason).
 
 Schema: `xla/service/cpu/onednn_config.proto` in openxla/xla.
 """
@@ -78,8 +78,29 @@ def conv(
     return call(images, kernel)
 
 
+def matmul(a: jax.Array, b: jax.Array, transpose_a: bool = False) -> jax.Array:
+    """Multiply without checks: float32, no empty axis, only where `available()`.
+
+    Args:
+        a: [M, K], or [K, M] to be transposed.
+        b: [K, N].
+        transpose_a: whether `a` is.
+
+    Returns:
+        [M, N].
+    """
+    shape = (a.shape[1] if transpose_a else a.shape[0], b.shape[1])
+    call = jax.ffi.ffi_call(
+        "__onednn$matmul",
+        jax.ShapeDtypeStruct(shape, a.dtype),
+        custom_call_api_version=2,
+        legacy_backend_config=json.dumps({"onednn_matmul_config": {"transpose_a": transpose_a}}),
+    )
+    return call(a, b)
+
+
 def available() -> bool:
-    """Return whether `conv` may be called in this process."""
+    """Return whether `conv` and `matmul` may be called in this process."""
     return verdict() == "in use"
 
 
@@ -132,8 +153,16 @@ def _verdict_file() -> Path:
 
 
 def _probe() -> None:
-    """Compare with XLA's convolution; the process may end in it."""
+    """Compare with XLA's own; the process may end in it."""
     rng = np.random.default_rng(0)
+    for transpose in (False, True):
+        for rows, length, columns in ((64, 512, 192), (5, 7, 3), (1, 1, 1), (16, 4096, 9)):
+            shape = (length, rows) if transpose else (rows, length)
+            a = jnp.asarray(rng.standard_normal(shape, np.float32))
+            b = jnp.asarray(rng.standard_normal((length, columns), np.float32))
+            expected = (a.T if transpose else a) @ b
+            actual = jax.jit(matmul, static_argnums=2)(a, b, transpose)
+            assert jnp.abs(actual - expected).max() <= 1e-5 * jnp.abs(expected).max()
     for n, height, width, i, o, window, strides, padding in (
         (2, 8, 8, 16, 32, (3, 3), (1, 1), ((1, 1), (1, 1))),
         (3, 7, 9, 5, 7, (3, 2), (2, 1), ((0, 2), (1, 0))),

@@ -1,7 +1,7 @@
 """Pooling: the book's single-image form and the batched form that the models use."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -171,7 +171,11 @@ def _xla_max_pool(images: jax.Array, places: _Places) -> jax.Array:
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _max_pool(images: jax.Array, places: _Places) -> jax.Array:
     """Return the maxima; on CPU, their derivative is that of the pixels they were taken from."""
-    return _xla_max_pool(images, places)
+    if not _is_halving(images, places):
+        return _xla_max_pool(images, places)
+    return lax.platform_dependent(
+        images, cpu=_halving, default=partial(_xla_max_pool, places=places)
+    )
 
 
 @_max_pool.defjvp
@@ -186,7 +190,7 @@ def _max_pool_jvp(
     of_cpu: Callable[[jax.Array, jax.Array], jax.Array] = of_xla
     if places.tile:
         of_cpu = partial(_tile_tangent, places=places)
-    elif places == HALVING and images.shape[1] % 2 == images.shape[2] % 2 == 0:
+    elif _is_halving(images, places):
         of_cpu = _halving_tangent
     derivative = lax.platform_dependent(images, tangent, cpu=of_cpu, default=of_xla)
     return _max_pool(images, places), derivative
@@ -225,8 +229,19 @@ def _tile_tangent(images: jax.Array, tangent: jax.Array, places: _Places) -> jax
     return jnp.where(chosen, _tiles(tangent, places), 0).sum(axis=(2, 4))
 
 
+def _is_halving(images: jax.Array, places: _Places) -> bool:
+    """Return whether these are 3 x 3 windows at stride 2 with padding 1 on images of even size."""
+    return places == HALVING and images.shape[1] % 2 == images.shape[2] % 2 == 0
+
+
+def _halving(images: jax.Array) -> jax.Array:
+    """Return the maxima of such windows, by whole arrays."""
+    kinds = {(a, b): images[:, a::2, b::2] for a in (0, 1) for b in (0, 1)}
+    return reduce(jnp.maximum, _halving_pixels(kinds, -jnp.inf))
+
+
 def _halving_tangent(images: jax.Array, tangent: jax.Array) -> jax.Array:
-    """Return the same for 3 x 3 windows at stride 2 with padding 1, over images of even size.
+    """Return the tangents of the maxima of such windows; linear in `tangent`.
 
     The windows overlap, but among the pixels of even rows and columns each has one place in them,
     and so on for the other three kinds. A window's rows are an odd one, an even one and an odd one.

@@ -248,6 +248,8 @@ def _check_image_size(config: ConfigDict) -> None:
     model = create_model(config.model, num_classes=config.num_classes)
     try:
         jax.eval_shape(model.init, jax.random.key(0), images)
+    except ConfigError:  # of the environment: see jaxcnn.ops.implementation
+        raise
     except ValueError as error:
         raise ConfigError(
             f"config.image_size is {config.image_size}, too small for model {config.model!r}: "

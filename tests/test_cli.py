@@ -48,6 +48,15 @@ def test_wrong_calls_end_in_one_line(run_python, arguments, words):
     assert "compiled" not in result.stdout
 
 
+def test_a_wrong_switch_in_the_environment_ends_in_one_line(run_python):
+    arguments = ("train.py", "--config=configs/lenet.py:smoke")
+    result = run_python(*arguments, JAXCNN_IMPLEMENTATION="fast")
+    assert result.returncode == 2
+    assert result.stderr == (
+        "train.py: the environment variable JAXCNN_IMPLEMENTATION must be auto or xla, got 'fast'\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [

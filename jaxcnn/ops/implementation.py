@@ -2,6 +2,8 @@
 
 import os
 
+from jaxcnn.errors import ConfigError
+
 VARIABLE = "JAXCNN_IMPLEMENTATION"
 
 
@@ -12,9 +14,9 @@ def implementation() -> str:
     function that `jit` has compiled does not change with it.
 
     Raises:
-        ValueError: if the variable has another value.
+        ConfigError: if the variable has another value.
     """
     value = os.environ.get(VARIABLE) or "auto"
     if value not in ("auto", "xla"):
-        raise ValueError(f"the environment variable {VARIABLE} must be auto or xla, got {value!r}")
+        raise ConfigError(f"the environment variable {VARIABLE} must be auto or xla, got {value!r}")
     return value

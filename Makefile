@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEBIAN := sh .ci/debian
 
-.PHONY: train test test-torch soak docs lint data clean
+.PHONY: train test test-torch bench soak docs lint data clean
 
 # LeNet for ten epochs on Fashion-MNIST; only here does the bundled sample stand in for data that
 # cannot be had, and it says so.
@@ -27,9 +27,19 @@ test: $(VENV)/installed data
 
 # The comparisons with PyTorch, in an environment of their own; prints the largest differences.
 test-torch:
-	$(MAKE) VENV=.venv-torch .venv-torch/installed
-	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(MAKE) VENV=.venv-torch .venv-torch/torch
 	.venv-torch/bin/python -m pytest -m torch -s
+
+# Everything that the README says of speed, against PyTorch, and into the README: a quarter of an
+# hour on two cores that nothing else needs.
+bench: data
+	$(MAKE) VENV=.venv-torch .venv-torch/torch
+	.venv-torch/bin/python benchmarks/train_step.py --sides xla torch
+	.venv-torch/bin/python benchmarks/conv.py
+	.venv-torch/bin/python benchmarks/epoch.py
+	.venv-torch/bin/python benchmarks/startup.py
+	.venv-torch/bin/python benchmarks/scaling.py
+	.venv-torch/bin/python benchmarks/report.py
 
 # Kills and resumes the trainer 200 times, two at a time; about half an hour.
 soak: $(VENV)/installed
@@ -52,6 +62,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(DEBIAN) python3-venv
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+$(VENV)/torch: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	touch $@
 
 clean:

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from machine import describe_machine
+from machine import write_record
 from sides import ALLOCATORS, Side, has_torch, seconds, serve
 
 ROOT = Path(__file__).parents[1]
@@ -133,10 +133,7 @@ def main() -> None:
                     results.append({"net": net, **job})
                     results[-1] |= measure(sides, job | {"at_least": options.seconds}, options)
                     print(row(results[-1], names), flush=True)
-    record = {"machine": describe_machine(), "allocator": options.allocator, "results": results}
-    options.output.parent.mkdir(exist_ok=True)
-    options.output.write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record))
+    write_record(options.output, allocator=options.allocator, results=results)
 
 
 def measure(sides: list[Side], job: dict[str, Any], options: Any) -> dict[str, Any]:

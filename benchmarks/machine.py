@@ -1,6 +1,7 @@
-"""What a figure was measured on."""
+"""What a figure was measured on, and where it is kept."""
 
 import datetime
+import json
 import os
 import platform
 from importlib.metadata import version
@@ -25,3 +26,11 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         **{package: version(package) for package in ("jax", "flax", "optax")},
     }
+
+
+def write_record(path: Path, **content: Any) -> None:
+    """Write what was measured, and on what, as a file; print it as one line of JSON."""
+    record = {"machine": describe_machine(), **content}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"{json.dumps(record, indent=2)}\n")
+    print(json.dumps(record))

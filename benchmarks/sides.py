@@ -18,9 +18,10 @@ from typing import Any
 LINUX = sys.platform == "linux"
 
 # What glibc's allocator is told, for every side alike. 'plain' is its default: large buffers are
-# returned to the system and mapped anew. 'tuned' keeps them.
+# returned to the system and mapped anew. 'huge' maps them in huge pages. 'tuned' keeps them.
 ALLOCATORS = {
     "plain": {},
+    "huge": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
     "tuned": {
         "MALLOC_MMAP_MAX_": "0",
         "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
@@ -39,7 +40,7 @@ class Side:
     """
 
     def __init__(self, name: str, allocator: str):
-        env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
         env |= ALLOCATORS[allocator]
         if name == "xla":
             env["JAXCNN_IMPLEMENTATION"] = "xla"

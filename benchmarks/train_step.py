@@ -1,6 +1,6 @@
 """The time of a training step, against PyTorch's and against plain XLA's convolution.
 
-python benchmarks/train_step.py [--nets lenet ...] [--sides jaxcnn torch] [--allocators tuned plain]
+python benchmarks/train_step.py [--nets lenet ...] [--sides xla torch] [--allocators plain huge]
 
 Batches of 128 random images in float32, plain gradient descent. A time is that of a step among
 several, as a trainer takes them: ours waits, as `train.py` does, for the step before the one under
@@ -12,14 +12,14 @@ one JSON line. Without PyTorch, jaxcnn alone is measured.
 """
 
 import argparse
-import json
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from machine import describe_machine
+from machine import write_record
 from sides import ALLOCATORS, Side, has_torch, seconds, serve, summary
 
 ROOT = Path(__file__).parents[1]
@@ -27,17 +27,16 @@ NETS = {"lenet": 28, "lenet_modern": 28, "resnet18": 96, "vgg": 224}  # image si
 PASSES = 3  # forward, and the gradients by images and by kernel
 
 
-def jaxcnn_steps(net: str, size: int, batch: int) -> tuple[Any, dict[str, Any]]:
+def jaxcnn_steps(model: Any, size: int, batch: int) -> tuple[Any, dict[str, Any]]:
     """Return a call that takes a number of steps of ours, and what compiling them took."""
     import jax
     import numpy as np
     import optax
 
     from jaxcnn.inspect import layer_summary
-    from jaxcnn.models import create_model
     from jaxcnn.train import create_train_state, train_step
 
-    model, optimizer = create_model(net), optax.sgd(0.01)
+    optimizer = optax.sgd(0.01)
     state = create_train_state(model, optimizer, (size, size, 1))
     rng = np.random.default_rng(0)
     images = jax.device_put(rng.random((batch, size, size, 1), np.float32))
@@ -107,6 +106,12 @@ def torch_steps(net: str, size: int, batch: int) -> tuple[Any, dict[str, Any]]:
     return trials[name][1], {"memory_format": name, "torch": torch.__version__}
 
 
+def seconds_per_step(take: Callable[[int], None], at_least: float) -> float:
+    """Return the time of a step among at least two, taken for about `at_least` seconds."""
+    count = max(2, round(at_least / seconds(lambda: take(1), at_least=0)))
+    return seconds(lambda: take(count), at_least=0) / count
+
+
 def answer_jobs(side: str) -> None:
     """Measure what the parent asks for, until it closes the pipe."""
     steps: dict[str, Any] = {}
@@ -115,12 +120,15 @@ def answer_jobs(side: str) -> None:
         net = job["net"]
         if net not in steps:  # only one net at a time stays in memory
             steps.clear()
-            build = torch_steps if side == "torch" else jaxcnn_steps
-            steps[net], facts = build(net, job["size"], job["batch"])
+            if side == "torch":
+                steps[net], facts = torch_steps(net, job["size"], job["batch"])
+            else:
+                from jaxcnn.models import create_model
+
+                steps[net], facts = jaxcnn_steps(create_model(net), job["size"], job["batch"])
             steps[net](1)
             return facts
-        count = max(2, round(job["at_least"] / seconds(lambda: steps[net](1), at_least=0)))
-        return {"seconds": seconds(lambda: steps[net](count), at_least=0, calls=1) / count}
+        return {"seconds": seconds_per_step(steps[net], job["at_least"])}
 
     serve(answer)
 
@@ -168,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nets", nargs="+", default=["lenet", "resnet18", "vgg"], choices=NETS)
     parser.add_argument("--sides", nargs="+", choices=["xla", "torch"], default=["torch"])
-    parser.add_argument("--allocators", nargs="+", default=list(ALLOCATORS), choices=ALLOCATORS)
+    parser.add_argument("--allocators", nargs="+", default=["plain", "huge"], choices=ALLOCATORS)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="per side and round, at least")
@@ -192,10 +200,7 @@ def main() -> None:
                 f"{ours['temporary_megabytes']:,.0f} MB of temporary memory",
                 flush=True,
             )
-    record = {"machine": describe_machine(), "results": results}
-    options.output.parent.mkdir(exist_ok=True)
-    options.output.write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record))
+    write_record(options.output, results=results)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from rich.console import Console
 from jaxcnn.inspect import layer_summary, summary_table
 from jaxcnn.models import create_model
 from jaxcnn.ops import onednn
-from jaxcnn.ops.implementation import VARIABLE, implementation
+from jaxcnn.ops.implementation import VARIABLE, choose_implementation
 
 
 def summary(options: argparse.Namespace) -> None:
@@ -30,7 +30,7 @@ def info(options: argparse.Namespace) -> None:
     print(f"python       {platform.python_version()}, {platform.system()} {platform.machine()}")
     print(f"jax          {jax.__version__}, jaxlib {jaxlib.__version__}")
     print(f"devices      {len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
-    print(f"convolution  {implementation()} ({VARIABLE}=auto or xla)")
+    print(f"convolution  {choose_implementation()} ({VARIABLE}=auto or xla)")
     print(f"oneDNN       {onednn.verdict()} (on CPU)")
 
 

@@ -104,6 +104,21 @@ def test_other_dtypes_and_the_switch_take_xla(monkeypatch):
         ops.conv2d(x, k)
 
 
+def test_the_switch_as_an_argument(monkeypatch):
+    x, k = random(2, 8, 8, 3), random(3, 3, 3, 4)
+    assert "conv_general_dilated" in uses(partial(ops.conv2d, implementation="xla"), x, k)[0]
+    monkeypatch.setenv("JAXCNN_IMPLEMENTATION", "xla")
+    assert "conv_general_dilated" not in uses(partial(ops.conv2d, implementation="auto"), x, k)[0]
+    grads = {
+        name: uses(jax.grad(lambda x, name=name: ops.max_pool(x, 2, implementation=name).sum()), x)
+        for name in ("auto", "xla")
+    }
+    assert ["select_and_scatter" in grads[name][1] for name in ("auto", "xla")] == [False, True]
+    for op in (ops.max_pool, ops.avg_pool):
+        with pytest.raises(ValueError, match="implementation must be auto or xla, got 'fast'"):
+            op(x, 3, strides=1, implementation="fast")
+
+
 def test_no_image_at_all(monkeypatch):
     monkeypatch.setattr(cpu, "_SMALL", 0)
     y, vjp = jax.vjp(ops.conv2d, jnp.zeros((0, 5, 5, 2)), random(3, 3, 2, 4))

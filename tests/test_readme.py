@@ -27,3 +27,10 @@ def test_keys_and_config_files_exist():
         assert key in get_default_config()
     for file in re.findall(r"configs/\w+\.py", README):
         assert (ROOT / file).is_file()
+
+
+def test_the_figures_are_those_of_the_records(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import report
+
+    assert report.render(README) == README

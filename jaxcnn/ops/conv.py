@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 
 from jaxcnn.ops import passes
 from jaxcnn.ops.geometry import Geometry, xla_forward
-from jaxcnn.ops.implementation import implementation
+from jaxcnn.ops.implementation import choose_implementation
 from jaxcnn.ops.sizes import IntOrPair, as_pair, conv_output_size
 
 
@@ -17,6 +17,7 @@ def conv2d(
     strides: IntOrPair = 1,
     padding: IntOrPair = 0,
     precision: lax.PrecisionLike = None,
+    implementation: str | None = None,
 ) -> jax.Array:
     """Convolve a batch of images, the deep-learning way (cross-correlation, no flip).
 
@@ -29,12 +30,15 @@ def conv2d(
         padding: p, zeros added on each side, as in PyTorch: `padding=1` adds a row above and a row
             below also at stride 2, where XLA's 'SAME' adds one below only.
         precision: of the products on GPU and TPU; see `jax.lax.Precision`.
+        implementation: 'auto' for what is fastest on the platform, 'xla' for XLA's own convolution;
+            None for what `JAXCNN_IMPLEMENTATION` in the environment says, 'auto' unless set.
 
     Returns:
         [N, H', W', O] with H' = conv_output_size(H, kh, p, s), in the dtype of the input.
 
     Raises:
-        ValueError: if a rank or the channels do not match, or the kernel does not fit.
+        ValueError: if a rank or the channels do not match, the kernel does not fit, or the
+            implementation is unknown.
 
     >>> conv2d(jnp.ones((4, 8, 8, 3)), jnp.ones((3, 3, 3, 6)), strides=2, padding=1).shape
     (4, 4, 4, 6)
@@ -55,7 +59,10 @@ def conv2d(
         padding = (0, 0)
     (_, height, width, _), (kh, kw, _, _) = images.shape, kernel.shape
     geometry = Geometry((height, width), (kh, kw), strides, padding, precision)
-    if implementation() == "xla" or not images.dtype == kernel.dtype == jnp.float32:
+    if (
+        choose_implementation(implementation) == "xla"
+        or not images.dtype == kernel.dtype == jnp.float32
+    ):
         return xla_forward(images, kernel, geometry)
     return passes.conv(images, kernel, geometry)
 

@@ -7,16 +7,21 @@ from jaxcnn.errors import ConfigError
 VARIABLE = "JAXCNN_IMPLEMENTATION"
 
 
-def implementation() -> str:
+def choose_implementation(given: str | None = None) -> str:
     """Return 'auto' (what is fastest on the platform) or 'xla' (XLA's own on all platforms).
 
-    It is the environment variable `JAXCNN_IMPLEMENTATION`, read while a function is traced: a
-    function that `jit` has compiled does not change with it.
+    It is what is given, or else the environment variable `JAXCNN_IMPLEMENTATION`, or else 'auto'.
+    The variable is read while a function is traced: one that `jit` has compiled does not change
+    with it.
 
     Raises:
-        ConfigError: if the variable has another value.
+        ConfigError: if it is neither.
+
+    >>> choose_implementation("xla")
+    'xla'
     """
-    value = os.environ.get(VARIABLE) or "auto"
+    name = "implementation" if given else f"the environment variable {VARIABLE}"
+    value = given or os.environ.get(VARIABLE) or "auto"
     if value not in ("auto", "xla"):
-        raise ConfigError(f"the environment variable {VARIABLE} must be auto or xla, got {value!r}")
+        raise ConfigError(f"{name} must be auto or xla, got {value!r}")
     return value

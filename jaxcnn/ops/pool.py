@@ -10,12 +10,16 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxcnn.ops.implementation import implementation
+from jaxcnn.ops.implementation import choose_implementation
 from jaxcnn.ops.sizes import IntOrPair, as_pair, conv_output_size
 
 
 def max_pool(
-    images: jax.Array, window: IntOrPair, strides: IntOrPair | None = None, padding: IntOrPair = 0
+    images: jax.Array,
+    window: IntOrPair,
+    strides: IntOrPair | None = None,
+    padding: IntOrPair = 0,
+    implementation: str | None = None,
 ) -> jax.Array:
     """Return the maximum of each window.
 
@@ -24,13 +28,14 @@ def max_pool(
         window: pixels, one number or (height, width).
         strides: pixels from one window to the next; as large as the window unless given.
         padding: pixels added on each side, below every number; at most half the window.
+        implementation: 'auto', 'xla' or None, as for `conv2d`.
 
     Returns:
         [N, H', W', C] with H' = conv_output_size(H, window, padding, stride), dtype unchanged.
 
     Raises:
-        ValueError: if the rank is not 4, the window does not fit, or the padding exceeds half of
-            the window.
+        ValueError: if the rank is not 4, the window does not fit, the padding exceeds half of the
+            window, or the implementation is unknown.
 
     Source: notebook 7.5.2; semantics of PyTorch's `MaxPool2d`.
 
@@ -40,13 +45,18 @@ def max_pool(
            [13., 15.]], dtype=float32)
     """
     places = _check(images, window, strides, padding)
-    if jnp.issubdtype(images.dtype, jnp.floating) and implementation() != "xla":
+    is_fast = choose_implementation(implementation) != "xla"
+    if is_fast and jnp.issubdtype(images.dtype, jnp.floating):
         return _max_pool(images, places)
     return _xla_max_pool(images, places)
 
 
 def avg_pool(
-    images: jax.Array, window: IntOrPair, strides: IntOrPair | None = None, padding: IntOrPair = 0
+    images: jax.Array,
+    window: IntOrPair,
+    strides: IntOrPair | None = None,
+    padding: IntOrPair = 0,
+    implementation: str | None = None,
 ) -> jax.Array:
     """Return the mean of each window; padded pixels count as zeros.
 
@@ -55,14 +65,15 @@ def avg_pool(
         window: pixels, one number or (height, width).
         strides: pixels from one window to the next; as large as the window unless given.
         padding: zeros added on each side; at most half the window.
+        implementation: 'auto', 'xla' or None, as for `conv2d`.
 
     Returns:
         [N, H', W', C] with H' = conv_output_size(H, window, padding, stride), in the dtype of the
         input (float32 for integers).
 
     Raises:
-        ValueError: if the rank is not 4, the window does not fit, or the padding exceeds half of
-            the window.
+        ValueError: if the rank is not 4, the window does not fit, the padding exceeds half of the
+            window, or the implementation is unknown.
 
     Source: notebook 7.5 and 7.6; semantics of PyTorch's `AvgPool2d`.
 
@@ -74,7 +85,8 @@ def avg_pool(
         images = images.astype(jnp.float32)
     places = _check(images, window, strides, padding)
     height, width = places.window
-    if places.tile and implementation() != "xla":
+    is_fast = choose_implementation(implementation) != "xla"
+    if is_fast and places.tile:
         total = _tiles(images, places).sum(axis=(2, 4))
     else:
         total = _reduce_windows(images, 0.0, lax.add, places)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jaxcnn.ops.implementation import implementation
+from jaxcnn.ops.implementation import choose_implementation
 from jaxcnn.ops.onednn import verdict
 
 _PACKAGES = ("jaxcnn", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -34,7 +34,7 @@ def _convolution(platform: str) -> str:
     """Say which algorithms convolutions take, since they round differently."""
     if platform != "cpu":
         return "XLA"
-    return f"{implementation()}; oneDNN {verdict()}"
+    return f"{choose_implementation()}; oneDNN {verdict()}"
 
 
 def _version(name: str) -> str:

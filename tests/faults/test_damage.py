@@ -1,7 +1,10 @@
 """Checkpoints that were damaged, half written or half deleted, and those of other networks."""
 
+import errno
 import functools
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 
@@ -247,6 +250,21 @@ def test_a_save_that_fails_leaves_the_old_and_nothing_else(folder, monkeypatch):
         checkpoints.save(3, state_at(3), progress_at(3))
     assert checkpoints.steps == [1, 2]
     assert_is_step(checkpoints.restore(2, state_at(0)), 2)
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EIO])
+def test_errors_of_the_system_that_no_test_can_cause(folder, monkeypatch, number):
+    def fail(paths):
+        raise OSError(number, os.strerror(number), "somewhere")
+
+    monkeypatch.setattr(checkpoint, "sync", fail)
+    checkpoints = Checkpoints(folder)
+    reason = re.escape(os.strerror(number))
+    with pytest.raises(TrainingError, match=rf"step 3 .*\({reason}\); that of step 2 is kept"):
+        checkpoints.save(3, state_at(3), progress_at(3))
+    assert checkpoints.steps == [1, 2]
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
     checkpoints.close()
 
 

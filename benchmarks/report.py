@@ -1,0 +1,128 @@
+"""Put the figures in `benchmarks/results/` into the README, and draw them.
+
+python benchmarks/report.py
+
+Writes the part of README.md between the two comments that name it, and
+`benchmarks/results/train_step.png`. `make bench` does this after it has measured.
+"""
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PICTURE = RESULTS / "train_step.png"
+BEGIN, END = "<!-- written by benchmarks/report.py -->", "<!-- as far as here -->"
+NAMES = {"lenet": "LeNet, 28 px", "resnet18": "ResNet18, 96 px", "vgg": "narrow VGG, 224 px"}
+COLORS = {"jaxcnn": "#3366aa", "torch": "#cc5522", "xla": "#999999"}
+LABELS = {"jaxcnn": "jaxcnn", "torch": "PyTorch", "xla": "jaxcnn with XLA's own convolutions"}
+
+
+def load(name: str) -> dict[str, Any]:
+    """Return a record of `benchmarks/results/`."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def spread(values: dict[str, float]) -> str:
+    """Return the median and the range of a ratio."""
+    return f"{values['median']:.2f} ({values['min']:.2f} to {values['max']:.2f})"
+
+
+def step_rows() -> list[str]:
+    """Return the table of training steps."""
+    rows = [
+        "| network | allocator | ms a step | PyTorch's time / ours | XLA's time / ours | "
+        "temporary MB, ours and XLA's |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in load("train_step")["results"]:
+        ours, torch, xla = (result["sides"][name] for name in ("jaxcnn", "torch", "xla"))
+        milliseconds = 1e3 * ours["seconds"]["median"]
+        rows.append(
+            f"| {NAMES[result['net']]} | {result['allocator']} | "
+            f"{milliseconds:.{1 if milliseconds < 100 else 0}f} | {spread(torch['ratio'])} | "
+            f"{spread(xla['ratio'])} | {ours['temporary_megabytes']:,.0f}, "
+            f"{xla['temporary_megabytes']:,.0f} |"
+        )
+    return rows
+
+
+def report() -> str:
+    """Return what the README says of the figures."""
+    machine = load("train_step")["machine"]
+    epoch = load("epoch")["results"]
+    startup = load("startup")["results"]
+    models = startup["models"]
+    first_steps = ", ".join(
+        f"{NAMES[name].split(',')[0]} {models[name]['first_step']['median']:.1f} s"
+        for name in models
+    )
+    lines = [
+        *step_rows(),
+        "",
+        f"![time of a step]({PICTURE.relative_to(ROOT)})",
+        "",
+        *textwrap.wrap(
+            f"A whole LeNet epoch with its data takes {epoch['jaxcnn']['seconds']['median']:.1f} "
+            "s: a tight loop in PyTorch over tensors in memory takes "
+            f"{spread(epoch['torch']['ratio'])} times as long. From the call of `train.py` to the "
+            f"first step, trained, evaluated and saved: {first_steps}; `import jaxcnn` is "
+            f"{startup['import']['median']:.1f} s of it.",
+            100,
+        ),
+        "",
+        *textwrap.wrap(
+            f"Measured on {machine['date']} on {machine['cores']} cores of an "
+            f"{machine['processor']} with jax {machine['jax']}: medians, and the range over the "
+            "rounds.",
+            100,
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def render(readme: str) -> str:
+    """Return the README with today's figures."""
+    before, rest = readme.split(f"{BEGIN}\n")
+    _, after = rest.split(f"{END}\n")
+    return f"{before}{BEGIN}\n{report()}\n{END}\n{after}"
+
+
+def draw(path: Path) -> None:
+    """Draw the times of a step, relative to ours."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    results = load("train_step")["results"]
+    axes = figure.subplots()
+    for i, side in enumerate(COLORS):
+        one = {"median": 1.0, "min": 1.0, "max": 1.0}
+        ratios = [result["sides"][side].get("ratio", one) for result in results]
+        medians = [ratio["median"] for ratio in ratios]
+        errors = [
+            [ratio["median"] - ratio["min"] for ratio in ratios],
+            [ratio["max"] - ratio["median"] for ratio in ratios],
+        ]
+        places = [group + 0.27 * (i - 1) for group in range(len(results))]
+        axes.bar(places, medians, 0.25, yerr=errors, color=COLORS[side], label=LABELS[side])
+    names = [f"{NAMES[r['net']].split(',')[0]}\n{r['allocator']} allocator" for r in results]
+    axes.set_xticks(range(len(results)), names, fontsize=8)
+    axes.axhline(1, color="black", linewidth=0.6)
+    axes.set_ylabel("time of a step / ours")
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Write both."""
+    readme = ROOT / "README.md"
+    readme.write_text(render(readme.read_text()))
+    draw(PICTURE)
+
+
+if __name__ == "__main__":
+    main()

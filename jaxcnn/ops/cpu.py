@@ -1,11 +1,12 @@
 """The passes of a convolution on CPU, float32: what is faster there than XLA's own, and when.
 
-| pass            | how                                                        | otherwise   |
-|-----------------|------------------------------------------------------------|-------------|
-| forward         | oneDNN                                                     | XLA's       |
-| images_gradient | at stride 1: oneDNN, of g with the kernel turned           | XLA's       |
-| kernel_gradient | matrix products, oneDNN's where it is there, in three ways | small:      |
-|                 | (by row, by pixel, banded) for different shapes            | XLA's       |
+| pass            | how                                              | otherwise                |
+|-----------------|--------------------------------------------------|--------------------------|
+| forward         | oneDNN                                           | XLA's                    |
+| images_gradient | at stride 1: oneDNN, of g with the kernel turned | XLA's                    |
+| kernel_gradient | matrix products (oneDNN's where it is there):    | XLA's: large windows,    |
+|                 | banded for small images, by pixel for one        | small work where oneDNN  |
+|                 | channel, by row for the rest                     | is not there             |
 
 XLA's kernel gradient is a convolution whose kernel is as large as the image, which is where its
 time goes: on two Zen 5 cores it runs at a fifth to a half of the rate of the same work as matrix

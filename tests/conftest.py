@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"  # before JAX starts
+# Before JAX starts: eight devices, and programs that LLVM does not optimise, since a test runs each
+# a few times at most and would wait for the compiler. Other processes run as users' do.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax

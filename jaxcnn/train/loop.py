@@ -72,8 +72,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> TrainState:
             display.say(_where(progress, int(state.step), config.num_epochs))
         if progress.epoch < config.num_epochs:
             programs = Programs(config, parallel, model, optimizer, train, test, state)
-            display.say(f"compiled in {programs.compile_seconds:.1f} s")
             with StopSignal() as stop:
+                display.say(f"compiled in {programs.compile_seconds:.1f} s")
                 trainer = Trainer(config, programs, run, display, stop, state, progress)
                 while trainer.progress.epoch < config.num_epochs:
                     trainer.train_epoch()

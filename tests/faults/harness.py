@@ -71,10 +71,13 @@ class Trainer:
 
     def wait_until(self, process: subprocess.Popen, words: str) -> None:
         """Wait until it prints a line with these words."""
+        lines = []
         for line in process.stdout:
             if words in line:
                 return
-        raise AssertionError(f"it ended without printing {words!r}")
+            lines.append(line)
+        process.communicate()
+        raise AssertionError(f"it ended without printing {words!r}: {''.join(lines)}")
 
     def digest(self) -> str:
         """Return the SHA-256 of all that must not depend on how often the run was stopped.

@@ -32,6 +32,10 @@ SHAPES = [
     (2, (1, 1), 1, 1, (1, 1), (1, 1), (0, 0)),
     (2, (20, 9), 2, 2, (17, 4), (1, 2), (0, 0)),
     (37, (60, 60), 1, 3, (5, 5), (1, 2), (1, 2)),
+    (2, (9, 8), 3, 2, (4, 3), (3, 2), (1, 1)),  # strides that divide the image
+    (2, (12, 4), 3, 2, (2, 5), (3, 2), (0, 4)),  # rows that no window meets
+    (2, (3, 3), 3, 2, (3, 3), (3, 3), (1, 1)),  # and pixels whose only place is outside
+    (2, (1, 8), 3, 2, (7, 1), (1, 4), (3, 2)),
 ]
 
 
@@ -50,7 +54,8 @@ def onednn_or_not(request, monkeypatch):
 @pytest.mark.usefixtures("onednn_or_not")
 def test_all_passes_match_float64(shape, monkeypatch):
     monkeypatch.setattr(cpu, "_SMALL", 0)  # else XLA has most of these, which need no test
-    monkeypatch.setattr(cpu, "_BANDED", 0)
+    for limit in ("_BANDED", "_FEW_CHANNELS"):
+        monkeypatch.setattr(cpu, limit, 0)
     n, size, i, o, window, strides, padding = shape
     x, k = random(n, *size, i), random(*window, i, o, seed=1)
 
@@ -64,10 +69,11 @@ def test_all_passes_match_float64(shape, monkeypatch):
     for a, e in zip(actual, expected, strict=True):
         assert (a.dtype, e.dtype) == (jnp.float32, jnp.float64)
         assert np.abs(a - np.asarray(e)).max() <= 1e-5 * np.abs(e).max()
-    monkeypatch.setattr(cpu, "_BANDED", np.inf)
     g = random(*expected[0].shape, seed=2)
-    dk = cpu.kernel_gradient(x, g, Geometry(size, window, strides, padding))
-    assert np.abs(dk - np.asarray(expected[2])).max() <= 1e-5 * np.abs(expected[2]).max()
+    for limit in ("_FEW_CHANNELS", "_BANDED"):  # the other kernel gradients
+        monkeypatch.setattr(cpu, limit, np.inf)
+        dk = cpu.kernel_gradient(x, g, Geometry(size, window, strides, padding))
+        assert np.abs(dk - np.asarray(expected[2])).max() <= 1e-5 * np.abs(expected[2]).max()
 
 
 def uses(function, *args, platform=None):

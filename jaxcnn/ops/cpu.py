@@ -1,12 +1,14 @@
 """The passes of a convolution on CPU, float32: what is faster there than XLA's own, and when.
 
-| pass            | how                                              | otherwise                |
-|-----------------|--------------------------------------------------|--------------------------|
-| forward         | oneDNN                                           | XLA's                    |
-| images_gradient | at stride 1: oneDNN, of g with the kernel turned | XLA's                    |
-| kernel_gradient | matrix products (oneDNN's where it is there):    | XLA's: large windows,    |
-|                 | banded for small images, by pixel for one        | small work where oneDNN  |
-|                 | channel, by row for the rest                     | is not there             |
+| pass            | how                                               | otherwise                |
+|-----------------|---------------------------------------------------|--------------------------|
+| forward         | oneDNN                                            | XLA's                    |
+| images_gradient | oneDNN, of g with the kernel turned; at strides   | XLA's: strides that do   |
+|                 | above 1, once for each kind of pixel              | not divide the image     |
+| kernel_gradient | matrix products (oneDNN's where it is there):     | XLA's: large windows,    |
+|                 | banded for small images, by pixel for one         | small work where oneDNN  |
+|                 | channel, of shifted images and shifted g at       | is not there             |
+|                 | stride 1 with many channels, by row for the rest  |                          |
 
 XLA's kernel gradient is a convolution whose kernel is as large as the image, which is where its
 time goes: on two Zen 5 cores it runs at a fifth to a half of the rate of the same work as matrix
@@ -32,6 +34,7 @@ from jaxcnn.ops.geometry import (
 _CHUNK_BYTES = 4 << 20  # of rearranged images: large enough for a fast product, small for caches
 _SMALL = 50_000_000  # multiply-adds; below, without oneDNN, XLA's own kernel gradient is faster
 _BANDED = 1_000_000  # multiply-adds of an image; below, as in LeNet, one banded product is fastest
+_FEW_CHANNELS = 32  # below, laying both operands out costs more than the larger product gains
 _LARGEST_WINDOW = 64  # pixels; beyond, the rearranged images would take much memory
 
 
@@ -46,15 +49,42 @@ def forward(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Arr
 def images_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """Return the gradient [N, H, W, I] by the images: each g [N, H', W', O] spread by the kernel.
 
-    dx[h, w] = sum over a, b of g[h + p - a, w + q - b] k[a, b]^T       at stride 1
+    dx[s i + a - p, t j + b - q] = sum over a, b of g[i, j] k[a, b]^T
+
+    At stride 1 that is a convolution of g with the kernel turned. At stride s, every s-th row of dx
+    meets every s-th row of the kernel only: one such convolution for each kind of pixel.
     """
-    (kh, kw), (p, q) = geometry.window, geometry.padding
-    fits = geometry.strides == (1, 1) and p < kh and q < kw
+    (height, width), (s, t) = geometry.image, geometry.strides
+    fits = height % s == width % t == 0
     if not fits or _is_empty(g, kernel) or not onednn.available():
         return xla_images_gradient(g, kernel, geometry)
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    above, left = kh - 1 - p, kw - 1 - q
-    return onednn.conv(g, turned, (1, 1), ((above, above), (left, left)))
+    kinds = [[_every_stride(g, kernel, geometry, (i, j)) for j in range(t)] for i in range(s)]
+    rows = [jnp.stack(row, axis=3) if t > 1 else row[0] for row in kinds]
+    dx = jnp.stack(rows, axis=2) if s > 1 else rows[0]
+    return dx.reshape(len(g), height, width, -1)
+
+
+def _every_stride(
+    g: jax.Array, kernel: jax.Array, geometry: Geometry, start: tuple[int, int]
+) -> jax.Array:
+    """Return dx[:, start[0] :: s, start[1] :: t] of the gradient dx by the images."""
+    sizes = [n // s for n, s in zip(geometry.image, geometry.strides, strict=True)]
+    taps, padding = [], []
+    for axis in (0, 1):
+        s = geometry.strides[axis]
+        # Row `start + s u` meets g's row `first + u - m` by the kernel's row `a + s m`.
+        first, a = divmod(start[axis] + geometry.padding[axis], s)
+        count = len(range(a, geometry.window[axis], s))
+        low = count - 1 - first
+        taps.append(slice(a, None, s))
+        padding.append((low, sizes[axis] - g.shape[axis + 1] + count - 1 - low))
+    turned = kernel[tuple(taps)][::-1, ::-1]
+    crop = [(min(low, 0), min(high, 0), 0) for low, high in padding]
+    met = lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), *crop, (0, 0, 0)])
+    if _is_empty(turned, met):
+        return jnp.zeros((len(g), *sizes, kernel.shape[2]), g.dtype)
+    rows, columns = ((max(low, 0), max(high, 0)) for low, high in padding)
+    return onednn.conv(met, turned, (1, 1), (rows, columns), transpose_kernel=True)
 
 
 def kernel_gradient(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
@@ -78,9 +108,14 @@ def kernel_gradient(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.
         image_bytes = 4 * kh * kw * height * width
         total = _sum_over_chunks(_products_by_pixel, images, g, geometry, image_bytes)
         return total.reshape(kh, kw, 1, features)
+    if geometry.strides[0] == 1 and min(channels, features) >= _FEW_CHANNELS:
+        rows = geometry.image[0]
+        image_bytes = 4 * rows * width * (kw * channels + kh * features)
+        total = _sum_over_chunks(_product_of_shifted, images, g, geometry, image_bytes)
+        return total.reshape(kw, channels, kh, features).transpose(2, 0, 1, 3)
     image_bytes = 4 * kw * channels * padded_height * width
     total = _sum_over_chunks(_products_by_row, images, g, geometry, image_bytes)
-    return total.reshape(kh, features, kw, channels).transpose(0, 2, 3, 1)
+    return total.reshape(kh, kw, channels, features)
 
 
 def _banded_product(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
@@ -99,10 +134,32 @@ def _banded_product(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.
     return products.reshape(width, features, *rows.shape[2:])
 
 
-def _products_by_row(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
-    """Return the kernel gradient as [kh, O, kw I], by one product for each row of the kernel.
+def _product_of_shifted(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return the kernel gradient at vertical stride 1 as [kw I, kh O], by one product.
 
-    The kw pixels that it meets are laid side by side first: [O, pixels] times [pixels, kw I].
+    dk[a, b] = sum over n, h, j of x[n, h, t j + b - q] g[n, h + p - a, j]^T
+
+    The kw columns of images that meet a column of g are laid side by side, and so are the kh rows
+    of g that meet a row of images: [kw I, pixels] times [pixels, kh O].
+    """
+    (kh, kw), (_, t), (p, q) = geometry.window, geometry.strides, geometry.padding
+    (_, rows, _, channels), (_, height, width, features) = images.shape, g.shape
+    x = jnp.pad(images, ((0, 0), (0, 0), (q, q), (0, 0)))
+    x = jnp.concatenate([x[:, :, b : b + t * (width - 1) + 1 : t] for b in range(kw)], axis=3)
+    shifts = (a - p for a in range(kh))
+    zero = jnp.zeros((), g.dtype)
+    moved = [
+        lax.pad(g, zero, ((0, 0, 0), (shift, rows - height - shift, 0), (0, 0, 0), (0, 0, 0)))
+        for shift in shifts
+    ]
+    by_pixel = jnp.concatenate(moved, axis=3).reshape(-1, kh * features)
+    return _transposed_product(x.reshape(-1, kw * channels), by_pixel)
+
+
+def _products_by_row(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return the kernel gradient as [kh, kw I, O], by one product for each row of the kernel.
+
+    The kw pixels that it meets are laid side by side first: [kw I, pixels] times [pixels, O].
     """
     (kh, kw), (s, t), (p, q) = geometry.window, geometry.strides, geometry.padding
     _, height, width, features = g.shape
@@ -110,7 +167,7 @@ def _products_by_row(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax
     x = jnp.concatenate([x[:, :, b : b + t * (width - 1) + 1 : t] for b in range(kw)], axis=3)
     rows = [x[:, a : a + s * (height - 1) + 1 : s].reshape(-1, x.shape[3]) for a in range(kh)]
     by_pixel = g.reshape(-1, features)
-    return jnp.stack([_transposed_product(by_pixel, row) for row in rows])
+    return jnp.stack([_transposed_product(row, by_pixel) for row in rows])
 
 
 def _products_by_pixel(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:

@@ -33,6 +33,7 @@ def conv(
     kernel: jax.Array,
     strides: tuple[int, int],
     padding: tuple[tuple[int, int], tuple[int, int]],
+    transpose_kernel: bool = False,
 ) -> jax.Array:
     """Convolve without checks: float32, no empty axis, only where `available()`.
 
@@ -41,14 +42,16 @@ def conv(
         kernel: [kh, kw, I, O].
         strides: (vertical, horizontal).
         padding: ((above, below), (left, right)), none below zero.
+        transpose_kernel: whether the kernel is [kh, kw, O, I] instead.
 
     Returns:
         [N, H', W', O].
     """
     layout = {"batch_dim": "0", "feature_dim": "3", "spatial_dims": ["1", "2"]}
+    inputs, outputs = (3, 2) if transpose_kernel else (2, 3)
     kernel_layout = {
-        "input_feature_dim": "2",
-        "output_feature_dim": "3",
+        "input_feature_dim": str(inputs),
+        "output_feature_dim": str(outputs),
         "spatial_dims": ["0", "1"],
     }
     window = {
@@ -71,7 +74,7 @@ def conv(
     ]
     call = jax.ffi.ffi_call(
         "__onednn$convolution",
-        jax.ShapeDtypeStruct((images.shape[0], *size, kernel.shape[3]), images.dtype),
+        jax.ShapeDtypeStruct((images.shape[0], *size, kernel.shape[outputs]), images.dtype),
         custom_call_api_version=2,
         legacy_backend_config=json.dumps({"onednn_conv_config": config}),
     )
@@ -173,8 +176,10 @@ def _probe() -> None:
         k = jnp.asarray(rng.standard_normal((*window, i, o), np.float32))
         numbers = ("NHWC", "HWIO", "NHWC")
         expected = lax.conv_general_dilated(x, k, strides, padding, dimension_numbers=numbers)
-        actual = jax.jit(conv, static_argnums=(2, 3))(x, k, strides, padding)
-        assert jnp.abs(actual - expected).max() <= 1e-5 * jnp.abs(expected).max()
+        for transpose in (False, True):
+            given = k.swapaxes(2, 3) if transpose else k
+            actual = jax.jit(conv, static_argnums=(2, 3, 4))(x, given, strides, padding, transpose)
+            assert jnp.abs(actual - expected).max() <= 1e-5 * jnp.abs(expected).max()
     print("right")
 
 

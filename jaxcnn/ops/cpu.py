@@ -3,8 +3,8 @@
 | pass            | how                                               | otherwise                |
 |-----------------|---------------------------------------------------|--------------------------|
 | forward         | oneDNN                                            | XLA's                    |
-| images_gradient | oneDNN, of g with the kernel turned; at strides   | XLA's: strides that do   |
-|                 | above 1, once for each kind of pixel              | not divide the image     |
+| images_gradient | oneDNN, of g with the kernel turned; at strides   | XLA's                    |
+|                 | above 1, once for each kind of pixel              |                          |
 | kernel_gradient | matrix products (oneDNN's where it is there):     | XLA's: large windows,    |
 |                 | banded for small images, by pixel for one         | small work where oneDNN  |
 |                 | channel, of shifted images and shifted g at       | is not there             |
@@ -54,21 +54,25 @@ def images_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.
     At stride 1 that is a convolution of g with the kernel turned. At stride s, every s-th row of dx
     meets every s-th row of the kernel only: one such convolution for each kind of pixel.
     """
-    (height, width), (s, t) = geometry.image, geometry.strides
-    fits = height % s == width % t == 0
-    if not fits or _is_empty(g, kernel) or not onednn.available():
+    if _is_empty(g, kernel) or not onednn.available():
         return xla_images_gradient(g, kernel, geometry)
+    (height, width), (s, t) = geometry.image, geometry.strides
     kinds = [[_every_stride(g, kernel, geometry, (i, j)) for j in range(t)] for i in range(s)]
-    rows = [jnp.stack(row, axis=3) if t > 1 else row[0] for row in kinds]
-    dx = jnp.stack(rows, axis=2) if s > 1 else rows[0]
-    return dx.reshape(len(g), height, width, -1)
+    if s == t == 1:
+        return kinds[0][0]
+    dx = jnp.stack([jnp.stack(row, axis=3) for row in kinds], axis=2)  # [N, H / s, s, W / t, t, I]
+    dx = dx.reshape(len(g), s * dx.shape[1], t * dx.shape[3], kernel.shape[2])
+    return dx[:, :height, :width]
 
 
 def _every_stride(
     g: jax.Array, kernel: jax.Array, geometry: Geometry, start: tuple[int, int]
 ) -> jax.Array:
-    """Return dx[:, start[0] :: s, start[1] :: t] of the gradient dx by the images."""
-    sizes = [n // s for n, s in zip(geometry.image, geometry.strides, strict=True)]
+    """Return dx[:, start[0] :: s, start[1] :: t] of the gradient dx by the images.
+
+    Where the strides do not divide the image, dx has some more rows and columns here.
+    """
+    sizes = [-(-n // s) for n, s in zip(geometry.image, geometry.strides, strict=True)]
     taps, padding = [], []
     for axis in (0, 1):
         s = geometry.strides[axis]

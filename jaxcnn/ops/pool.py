@@ -217,16 +217,18 @@ def _tiles(images: jax.Array, places: _Places) -> jax.Array:
 
 
 def _first_maximum(pixels: Sequence[jax.Array]) -> jax.Array:
-    """Return which of several arrays has the maximum, int8, and of equal ones the first, as XLA.
+    """Return which of several arrays has the maximum, float32, and of equal ones the first, as XLA.
 
     The arrays are compared with each other, never with a maximum that was computed elsewhere: XLA
     may compute both anew in another place and round them differently.
     """
-    best, index = pixels[0], jnp.zeros(pixels[0].shape, jnp.int8)
+    best, square = pixels[0], jnp.zeros(pixels[0].shape, jnp.float32)
     for i, pixel in enumerate(pixels[1:], start=1):
-        index = jnp.where(pixel > best, jnp.int8(i), index)
+        square = jnp.where(pixel > best, jnp.float32(i * i), square)
         best = jnp.maximum(pixel, best)
-    return index
+    # XLA would compute something so cheap anew at each of its uses, pixel by pixel of the window.
+    # It counts a square root, which is exact here, as expensive, and keeps its result.
+    return lax.sqrt(square)
 
 
 def _tile_tangent(images: jax.Array, tangent: jax.Array, places: _Places) -> jax.Array:
@@ -236,7 +238,7 @@ def _tile_tangent(images: jax.Array, tangent: jax.Array, places: _Places) -> jax
     index = _first_maximum(
         [images[:, a:rows:kh, b:columns:kw] for a in range(kh) for b in range(kw)]
     )
-    number = jnp.arange(kh * kw, dtype=jnp.int8).reshape(1, 1, kh, 1, kw, 1)
+    number = jnp.arange(kh * kw, dtype=index.dtype).reshape(1, 1, kh, 1, kw, 1)
     chosen = index[:, :, None, :, None] == number
     return jnp.where(chosen, _tiles(tangent, places), 0).sum(axis=(2, 4))
 

@@ -48,7 +48,7 @@ def get_default_config() -> ConfigDict:
 
     # Where
     config.num_devices = 0  # devices to share each batch; 0: all
-    config.steps_per_dispatch = 0  # training steps per call of the program; 0: 1 on CPU, else 50
+    config.steps_per_dispatch = 0  # steps per call of the program; 0: up to 50, in up to 4 seconds
 
     return config.lock()
 

@@ -46,7 +46,7 @@ def run_epochs(programs, state, epochs=1):
 
 def small_config(**changes):
     config = get_default_config()
-    config.batch_size, config.num_devices = 16, 1
+    config.batch_size, config.num_devices, config.steps_per_dispatch = 16, 1, 1
     config.update(changes)
     return config
 

@@ -24,6 +24,9 @@ from jaxcnn.train.signals import StopSignal
 from jaxcnn.train.state import TrainState, create_train_state
 from jaxcnn.train.workdir import Workdir
 
+_CALL_SECONDS = 4.0  # that a call of the program may take, if of several steps; a signal waits
+_LONG_CALL_SECONDS = 0.5  # from here on the next call is not made while one runs
+
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> TrainState:
     """Train a model and evaluate it after each epoch; go on where an earlier call stopped.
@@ -102,6 +105,8 @@ class Trainer:
         self._step = int(state.step)  # whose metrics are recorded
         self._step_rows: list[Row] = []  # since the last checkpoint
         self._compile_seconds = programs.compile_seconds
+        self._chooses_steps = config.steps_per_dispatch == 0
+        self._step_seconds = _CALL_SECONDS  # of the last call; at first one step, to see
 
     def train_epoch(self) -> None:
         """Train to the end of the epoch, evaluate, log and save; or stop where a signal asks."""
@@ -135,55 +140,66 @@ class Trainer:
         start = time.perf_counter() - self.progress.seconds
         step = self._step
         waiting: list[Metrics] = []
+        self._choose_steps()
         for call in self._programs.train_epoch(step):
             self.state, metrics = call(self.state)
             waiting.append(metrics)
-            if len(waiting) > 1:
-                self._record(waiting.pop(0), start)  # of the call before, while this one runs
+            is_long = call.steps * self._step_seconds > _LONG_CALL_SECONDS
+            self._record(waiting, start, leave=0 if is_long else 1)  # one runs meanwhile
             before, step = step, step + call.steps
             if step % self._programs.steps_per_epoch == 0:
                 break  # it is saved after evaluation
             due = self._save_every and step // self._save_every > before // self._save_every
             if due or self._stop.received:
-                self._record(waiting.pop(), start)
+                self._record(waiting, start)
                 self._stop_if_asked()
                 self._save()
-        self._record(waiting.pop(), start)
+            self._choose_steps()
+        self._record(waiting, start)
 
-    def _record(self, metrics: Metrics, start: float) -> None:
-        """Add the metrics of a call to the epoch's; waits for the device.
+    def _choose_steps(self) -> None:
+        """Let the next call take as many steps as its time allows, unless the config says."""
+        if self._chooses_steps:
+            steps = int(_CALL_SECONDS / self._step_seconds)
+            self._programs.steps_per_call = min(max(steps, 1), self._programs.most_steps_per_call)
+
+    def _record(self, waiting: list[Metrics], start: float, leave: int = 0) -> None:
+        """Add the metrics of calls to the epoch's, the oldest first; waits for the device.
 
         Args:
-            metrics: an entry per step.
+            waiting: of each call, with an entry per step; those added are taken out.
             start: `time.perf_counter()` when the epoch began.
+            leave: how many to leave.
         """
-        progress = self.progress
-        total = Metrics(progress.loss_sum, progress.correct, progress.count)
-        entries = metrics.rows()
-        for entry in entries:
-            self._step += 1
-            _check_finite(entry.loss(), self._step, "loss")
-            total += entry
-            self._step_rows.append(
-                {
-                    "step": self._step,
-                    "epoch": progress.epoch + 1,
-                    "loss": entry.loss(),
-                    "accuracy": entry.accuracy(),
-                }
+        while len(waiting) > leave:
+            progress = self.progress
+            total = Metrics(progress.loss_sum, progress.correct, progress.count)
+            entries = waiting.pop(0).rows()
+            seconds = time.perf_counter() - start
+            self._step_seconds = max(seconds - progress.seconds, 1e-6) / len(entries)
+            for entry in entries:
+                self._step += 1
+                _check_finite(entry.loss(), self._step, "loss")
+                total += entry
+                self._step_rows.append(
+                    {
+                        "step": self._step,
+                        "epoch": progress.epoch + 1,
+                        "loss": entry.loss(),
+                        "accuracy": entry.accuracy(),
+                    }
+                )
+            self.progress = dataclasses.replace(
+                progress,
+                position=progress.position + len(entries),
+                loss_sum=total.loss_sum,
+                correct=total.correct,
+                count=total.count,
+                seconds=seconds,
+                test_accuracy=None,
             )
-        seconds = time.perf_counter() - start
-        self.progress = dataclasses.replace(
-            progress,
-            position=progress.position + len(entries),
-            loss_sum=total.loss_sum,
-            correct=total.correct,
-            count=total.count,
-            seconds=seconds,
-            test_accuracy=None,
-        )
-        rate = total.count / seconds
-        self._display.step(progress.epoch + 1, self._step, rate, total.loss(), total.accuracy())
+            rate = total.count / seconds
+            self._display.step(progress.epoch + 1, self._step, rate, total.loss(), total.accuracy())
 
     def _evaluate(self) -> Metrics:
         """Return the metrics over the test set; stop after the call under way if a signal asks."""

@@ -1,8 +1,9 @@
 """The compiled programs of a run, over data that stay on the devices.
 
-A program finds its place in the data from the step count in the state, so the host sends nothing
-per step. On CPU one call is one step, because XLA runs a convolution inside a loop on one thread
-and many times slower; on GPU and TPU one call is many steps.
+A program finds its place in the data from the step count in the state, and takes as many steps as
+it is told, so the host sends nothing per step. On CPU many steps in one call also spare the system
+the work of giving the program its memory anew for each. Only on CPU without oneDNN one call is one
+step: there XLA runs a convolution inside a loop on one thread and many times slower.
 """
 
 import dataclasses
@@ -21,10 +22,14 @@ from ml_collections import ConfigDict
 
 from jaxcnn.config import DTYPES
 from jaxcnn.data import Split, epoch_batches, preprocess
+from jaxcnn.ops import onednn
+from jaxcnn.ops.implementation import choose_implementation
 from jaxcnn.train.metrics import Metrics
 from jaxcnn.train.parallel import DataParallel
 from jaxcnn.train.state import TrainState
 from jaxcnn.train.step import eval_step, train_step
+
+_MOST_STEPS = 50  # of one call: more would save nothing, and their metrics come together
 
 
 class DeviceData(NamedTuple):
@@ -45,14 +50,15 @@ class TrainCall:
         steps: that it takes.
     """
 
-    program: Callable[[TrainState, DeviceData, jax.Array], tuple[TrainState, Metrics]]
+    program: Callable[[TrainState, jax.Array, DeviceData, jax.Array], tuple[TrainState, Metrics]]
+    count: jax.Array
     data: DeviceData
     batches: jax.Array
     steps: int
 
     def __call__(self, state: TrainState) -> tuple[TrainState, Metrics]:
         """Return the next state and the metrics."""
-        return self.program(state, self.data, self.batches)
+        return self.program(state, self.count, self.data, self.batches)
 
 
 class Programs:
@@ -61,7 +67,9 @@ class Programs:
     Attributes:
         compile_seconds: what compiling took.
         steps_per_epoch: the last, smaller batch counted.
-        steps_per_call: training steps per call of the program, at most.
+        most_steps_per_call: of training or evaluation that a call can take.
+        steps_per_call: that the next calls take, at most; may be set from 1 to the most. What comes
+            out does not depend on it, to the bit.
 
     Args:
         config: of the run.
@@ -103,7 +111,14 @@ class Programs:
         self._eval_step = partial(eval_step, model=model, axis_name=parallel.axis_name)
         self._epoch_batches = jax.jit(epoch_batches, static_argnums=(2, 3))
         self.steps_per_epoch = -(-self._num_train // config.batch_size)
-        self.steps_per_call = config.steps_per_dispatch or (1 if parallel.platform == "cpu" else 50)
+        has_loops = parallel.platform != "cpu" or (
+            config.dtype == "float32" and choose_implementation() == "auto" and onednn.available()
+        )
+        self.most_steps_per_call = config.steps_per_dispatch or (_MOST_STEPS if has_loops else 1)
+        self.steps_per_call = self.most_steps_per_call
+        self._counts = parallel.replicate(
+            tuple(jnp.asarray(n, jnp.int32) for n in range(self.most_steps_per_call + 1))
+        )
         self._compile(state)
 
     def _compile(self, state: TrainState) -> None:
@@ -112,6 +127,7 @@ class Programs:
             self._parallel.compile(
                 self._train_program,
                 state,
+                self._counts[1],
                 self._train_data,
                 self._parallel.share(part),
                 donate=(0,),
@@ -119,12 +135,19 @@ class Programs:
             for part in self._epoch(0)
         ]
         self._eval_program = self._parallel.compile(
-            self._evaluation_program, state, *self._test_start, self._test_data, self._test_indices
+            self._evaluation_program,
+            state,
+            *self._test_start,
+            self._counts[1],
+            self._test_data,
+            self._test_indices,
         )
         self.compile_seconds = time.perf_counter() - start
 
     def train_epoch(self, step: int) -> Iterator[TrainCall]:
         """Yield the calls that train to the end of an epoch; each takes the state of the last.
+
+        One ends wherever a checkpoint is due.
 
         Args:
             step: the step count of the state that the first call is given.
@@ -134,8 +157,12 @@ class Programs:
             batches = self._parallel.share(part)
             while position < len(part):
                 steps = min(self.steps_per_call, len(part) - position)
-                yield TrainCall(program, self._train_data, batches, steps)
+                if self._config.checkpoint_every_steps:
+                    every = self._config.checkpoint_every_steps
+                    steps = min(steps, every - step % every)
+                yield TrainCall(program, self._counts[steps], self._train_data, batches, steps)
                 position += steps
+                step += steps
             position -= len(part)
 
     def evaluate(self, state: TrainState) -> Iterator[Metrics]:
@@ -144,11 +171,14 @@ class Programs:
         Each example counts once. As in training, a result is yielded before the device is done.
         """
         total, position = self._test_start
-        for _ in range(0, len(self._test_batches), self.steps_per_call):
+        done = 0
+        while done < len(self._test_batches):
+            steps = min(self.steps_per_call, len(self._test_batches) - done)
             total, position = self._eval_program(
-                state, total, position, self._test_data, self._test_indices
+                state, total, position, self._counts[steps], self._test_data, self._test_indices
             )
             yield total
+            done += steps
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         """Return the indices of the full batches, and of the last one if it is smaller."""
@@ -163,9 +193,9 @@ class Programs:
         return preprocess(images, self._config.image_size, DTYPES[self._config.dtype]), labels
 
     def _train_program(
-        self, state: TrainState, data: DeviceData, batches: jax.Array
+        self, state: TrainState, count: jax.Array, data: DeviceData, batches: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        """Take the next steps among `batches`, int32 [S, B]: the full ones or the last one."""
+        """Take the next `count` steps among `batches`, int32 [S, B]: the full ones or the last."""
         last = batches.shape[0] - 1
 
         def position(state: TrainState) -> jax.Array:
@@ -174,7 +204,7 @@ class Programs:
         def take_step(state: TrainState) -> tuple[TrainState, Metrics]:
             return self._train_step(state, *self._batch(data, batches[position(state)]))
 
-        if self.steps_per_call == 1:
+        if self.most_steps_per_call == 1:
             state, metrics = take_step(state)
             return state, jax.tree.map(lambda x: x[None], metrics)
 
@@ -183,18 +213,19 @@ class Programs:
             state, metrics = take_step(state)
             return state, jax.tree.map(lambda row, x: row.at[i].set(x), rows, metrics)
 
-        count = jnp.minimum(self.steps_per_call, last + 1 - position(state))
-        return lax.fori_loop(0, count, body, (state, self._no_metrics((self.steps_per_call,))))
+        rows = self._no_metrics((self.most_steps_per_call,))
+        return lax.fori_loop(0, count, body, (state, rows))
 
     def _evaluation_program(
         self,
         state: TrainState,
         total: Metrics,
         position: jax.Array,
+        count: jax.Array,
         data: DeviceData,
         batches: jax.Array,
     ) -> tuple[Metrics, jax.Array]:
-        """Add the metrics of the next of `batches`, int32 [S, B], -1 for padding, to a total."""
+        """Add the metrics of the next `count` of `batches`, int32 [S, B], -1 for padding."""
 
         def add_batch(_: int | jax.Array, carry: tuple[Metrics, jax.Array]):
             total, position = carry
@@ -202,9 +233,8 @@ class Programs:
             weights = (batches[position] >= 0).astype(jnp.float32)
             return total + self._eval_step(state, images, labels, weights), position + 1
 
-        if self.steps_per_call == 1:
+        if self.most_steps_per_call == 1:
             return add_batch(0, (total, position))
-        count = jnp.minimum(self.steps_per_call, batches.shape[0] - position)
         return lax.fori_loop(0, count, add_batch, (total, position))
 
 

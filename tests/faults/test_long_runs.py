@@ -14,7 +14,8 @@ from jaxcnn.train.programs import TrainCall
 
 def test_nothing_is_compiled_after_the_second_step(tmp_path, monkeypatch, caplog):
     config = smoke(get_default_config(), image_size=28)
-    config.num_devices, config.checkpoint_every_steps, config.num_epochs = 1, 3, 3
+    config.num_devices, config.num_epochs = 1, 3
+    config.checkpoint_every_steps = config.steps_per_dispatch = 2
     calls, call = [], TrainCall.__call__
 
     def compilations():
@@ -27,7 +28,7 @@ def test_nothing_is_compiled_after_the_second_step(tmp_path, monkeypatch, caplog
     monkeypatch.setattr(TrainCall, "__call__", wrapped)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         train_and_evaluate(config, tmp_path)
-    assert len(calls) == 24
+    assert len(calls) == 3 * 5  # of 2, 2, 2 and 1 steps, and 1 with a smaller batch
     assert calls[1] > 0  # the log is heard
     assert len(compilations()) == calls[2]
 

@@ -10,16 +10,17 @@ import pytest
 from harness import TIMINGS
 from jaxcnn.config import get_default_config, smoke
 from jaxcnn.errors import StoppedError
-from jaxcnn.train import train_and_evaluate
+from jaxcnn.ops import onednn
+from jaxcnn.train import loop, train_and_evaluate
 from jaxcnn.train.checkpoint import Checkpoints
 from jaxcnn.train.programs import Programs, TrainCall
 from jaxcnn.train.signals import StopSignal
 
 
 def config_of(**changes):
-    """LeNet for two epochs of eight steps; more than one step per call goes by 3 and 3 and 1."""
+    """LeNet for two epochs of eight steps, the last of each with a smaller batch."""
     config = smoke(get_default_config(), image_size=28)
-    config.num_devices, config.momentum = 1, 0.9
+    config.num_devices, config.momentum, config.steps_per_dispatch = 1, 0.9, 1
     config.update(changes)
     return config
 
@@ -93,18 +94,8 @@ def test_stopped_again_and_again(straight, tmp_path, monkeypatch):
     assert len(json.loads((tmp_path / "run.json").read_text())["starts"]) == 3
 
 
-def test_several_steps_per_call(tmp_path, monkeypatch):
-    config = config_of(steps_per_dispatch=3, checkpoint_every_steps=2)
-    straight = outcome(train_and_evaluate(config, tmp_path / "straight"), tmp_path / "straight")
-    tmp_path = tmp_path / "stopped"
-    raise_at(monkeypatch, TrainCall, "__call__", 2, signal.SIGTERM)
-    with pytest.raises(StoppedError, match="after step 6"):
-        train_and_evaluate(config, tmp_path)
-    monkeypatch.undo()
-    assert_same(outcome(train_and_evaluate(config, tmp_path), tmp_path), straight)
-
-
-def test_saving_within_an_epoch_changes_nothing(straight, tmp_path, monkeypatch):
+def remember_saves(monkeypatch):
+    """Return the list to which every saved step will be added."""
     steps, save = [], Checkpoints.save
 
     def remember(self, step, *args):
@@ -112,9 +103,48 @@ def test_saving_within_an_epoch_changes_nothing(straight, tmp_path, monkeypatch)
         save(self, step, *args)
 
     monkeypatch.setattr(Checkpoints, "save", remember)
+    return steps
+
+
+def test_saving_within_an_epoch_changes_nothing(straight, tmp_path, monkeypatch):
+    steps = remember_saves(monkeypatch)
     state = train_and_evaluate(config_of(checkpoint_every_steps=3), tmp_path)
     assert steps == [3, 6, 8, 9, 12, 15, 16]
     assert_same(outcome(state, tmp_path), straight)
+
+
+def test_several_steps_per_call(tmp_path, monkeypatch):
+    config = config_of(steps_per_dispatch=3, checkpoint_every_steps=5)  # 3, 2, 2, 1
+    steps = remember_saves(monkeypatch)
+    straight = outcome(train_and_evaluate(config, tmp_path / "straight"), tmp_path / "straight")
+    assert steps == [5, 8, 10, 15, 16]
+    tmp_path = tmp_path / "stopped"
+    raise_at(monkeypatch, TrainCall, "__call__", 3, signal.SIGTERM)
+    with pytest.raises(StoppedError, match="after step 7"):
+        train_and_evaluate(config, tmp_path)
+    monkeypatch.undo()
+    assert_same(outcome(train_and_evaluate(config, tmp_path), tmp_path), straight)
+
+
+@pytest.mark.parametrize("seconds", [1e-9, 1e9])
+def test_calls_take_as_many_steps_as_their_time_allows(tmp_path, monkeypatch, seconds):
+    if not onednn.available():
+        pytest.skip(f"one step per call, since oneDNN is {onednn.verdict()}")
+    steps, take = [], TrainCall.__call__
+
+    def remember(call, state):
+        steps.append(call.steps)
+        return take(call, state)
+
+    monkeypatch.setattr(TrainCall, "__call__", remember)
+    monkeypatch.setattr(loop, "_CALL_SECONDS", seconds)
+    config = config_of(steps_per_dispatch=0)
+    results = outcome(train_and_evaluate(config, tmp_path / "a"), tmp_path / "a")
+    # Eight steps an epoch, one of them with a smaller batch; the very first goes alone.
+    assert steps == ([1] * 16 if seconds < 1 else [1, 6, 1, 7, 1])
+    monkeypatch.undo()
+    config.steps_per_dispatch = 4
+    assert_same(outcome(train_and_evaluate(config, tmp_path / "b"), tmp_path / "b"), results)
 
 
 def test_fewer_epochs_than_a_stopped_run_has_begun(tmp_path, monkeypatch, capsys):

@@ -260,14 +260,22 @@ def _halving_tangent(images: jax.Array, tangent: jax.Array) -> jax.Array:
     The windows overlap, but among the pixels of even rows and columns each has one place in them,
     and so on for the other three kinds. A window's rows are an odd one, an even one and an odd one.
     """
-    kinds = {(a, b): images[:, a::2, b::2] for a in (0, 1) for b in (0, 1)}
-    index = _first_maximum(_halving_pixels(kinds, -jnp.inf))
+    # Image by image, or XLA would find the maximum anew for each of the nine pixels.
+    index = lax.map(_halving_index, lax.stop_gradient(images))
     tiles = _tiles(tangent, TILES_OF_2)  # cut so, the transpose is an interleaving
     kinds = {(a, b): tiles[:, :, a, :, b] for a in (0, 1) for b in (0, 1)}
     pixels = enumerate(_halving_pixels(kinds, 0))
     return sum(
         (jnp.where(index == i, pixel, 0) for i, pixel in pixels), start=jnp.zeros((), tangent.dtype)
     )
+
+
+def _halving_index(image: jax.Array) -> jax.Array:
+    """Return which of its nine pixels is each such window's maximum: [H, W, C] to [H', W', C]."""
+    height, width, _ = image.shape
+    x = jnp.pad(image, ((1, 0), (1, 0), (0, 0)), constant_values=-jnp.inf)
+    rows = [x[a : a + height - 1 : 2] for a in range(3)]
+    return _first_maximum([row[:, b : b + width - 1 : 2] for row in rows for b in range(3)])
 
 
 def _halving_pixels(kinds: dict[tuple[int, int], jax.Array], outside: float) -> list[jax.Array]:

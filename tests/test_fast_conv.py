@@ -74,6 +74,9 @@ def test_all_passes_match_float64(shape, monkeypatch):
         monkeypatch.setattr(cpu, limit, np.inf)
         dk = cpu.kernel_gradient(x, g, Geometry(size, window, strides, padding))
         assert np.abs(dk - np.asarray(expected[2])).max() <= 1e-5 * np.abs(expected[2]).max()
+    monkeypatch.setattr(cpu, "_LANES", np.inf)
+    dx = cpu.images_gradient(g, k, Geometry(size, window, strides, padding))
+    assert np.abs(dx - np.asarray(expected[1])).max() <= 1e-5 * np.abs(expected[1]).max()
 
 
 def uses(function, *args, platform=None):

@@ -4,7 +4,8 @@
 |-----------------|---------------------------------------------------|--------------------------|
 | forward         | oneDNN                                            | XLA's                    |
 | images_gradient | oneDNN, of g with the kernel turned; at strides   | XLA's                    |
-|                 | above 1, once for each kind of pixel              |                          |
+|                 | above 1, once for each kind of pixel; banded for  |                          |
+|                 | few channels of small images                      |                          |
 | kernel_gradient | matrix products (oneDNN's where it is there):     | XLA's: large windows,    |
 |                 | banded for small images, by pixel for one         | small work where oneDNN  |
 |                 | channel, of shifted images and shifted g at       | is not there             |
@@ -34,6 +35,7 @@ from jaxcnn.ops.geometry import (
 _CHUNK_BYTES = 4 << 20  # of rearranged images: large enough for a fast product, small for caches
 _SMALL = 50_000_000  # multiply-adds; below, without oneDNN, XLA's own kernel gradient is faster
 _BANDED = 1_000_000  # multiply-adds of an image; below, as in LeNet, one banded product is fastest
+_LANES = 16  # channels that fill a vector register
 _FEW_CHANNELS = 32  # below, laying both operands out costs more than the larger product gains
 _LARGEST_WINDOW = 64  # pixels; beyond, the rearranged images would take much memory
 
@@ -52,17 +54,43 @@ def images_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.
     dx[s i + a - p, t j + b - q] = sum over a, b of g[i, j] k[a, b]^T
 
     At stride 1 that is a convolution of g with the kernel turned. At stride s, every s-th row of dx
-    meets every s-th row of the kernel only: one such convolution for each kind of pixel.
+    meets every s-th row of the kernel only: one such convolution for each kind of pixel. A few
+    channels of small images would leave most of a vector register empty; there, one product of
+    whole rows is faster.
     """
     if _is_empty(g, kernel) or not onednn.available():
         return xla_images_gradient(g, kernel, geometry)
     (height, width), (s, t) = geometry.image, geometry.strides
+    if kernel.shape[2] < _LANES and _banded_work(g, kernel.shape[2], geometry) < _BANDED:
+        return _banded_images_gradient(g, kernel, geometry)
     kinds = [[_every_stride(g, kernel, geometry, (i, j)) for j in range(t)] for i in range(s)]
     if s == t == 1:
         return kinds[0][0]
     dx = jnp.stack([jnp.stack(row, axis=3) for row in kinds], axis=2)  # [N, H / s, s, W / t, t, I]
     dx = dx.reshape(len(g), s * dx.shape[1], t * dx.shape[3], kernel.shape[2])
     return dx[:, :height, :width]
+
+
+def _banded_images_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return the gradient by the images: the rows of g times a band, the kernel once per column."""
+    (kh, kw), (s, t), (p, q) = geometry.window, geometry.strides, geometry.padding
+    (batch, height, width, features), channels = g.shape, kernel.shape[2]
+    rows, columns = geometry.image[0] + 2 * p, geometry.image[1] + 2 * q
+    zero = jnp.zeros((), g.dtype)
+    sides = [(t * j, columns - kw - t * j, 0) for j in range(width)]
+    places = [lax.pad(kernel, zero, ((0, 0, 0), side, (0, 0, 0), (0, 0, 0))) for side in sides]
+    band = jnp.stack(places).transpose(0, 4, 1, 2, 3)  # [W', O, kh, W, I], W with padding
+    products = onednn.matmul(
+        g.reshape(batch * height, width * features), band.reshape(width * features, -1)
+    )
+    by_row = products.reshape(batch, height, kh, columns * channels)
+    below = rows - s * (height - 1) - 1
+    spread = [
+        lax.pad(by_row[:, :, a], zero, ((0, 0, 0), (a, below - a, s - 1), (0, 0, 0)))
+        for a in range(kh)
+    ]
+    dx = sum(spread[1:], start=spread[0]).reshape(batch, rows, columns, channels)
+    return dx[:, p : rows - p, q : columns - q]
 
 
 def _every_stride(
@@ -98,13 +126,12 @@ def kernel_gradient(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.
     """
     (kh, kw), (p, q) = geometry.window, geometry.padding
     (_, height, width, features), channels = g.shape, images.shape[3]
-    padded_height, padded_width = geometry.image[0] + 2 * p, geometry.image[1] + 2 * q
-    banded = kh * height * width * features * padded_width * channels < _BANDED
+    padded_height = geometry.image[0] + 2 * p
     small = g.size * kh * kw * channels < _SMALL
     if _is_empty(images, g) or kh * kw > _LARGEST_WINDOW or (small and not onednn.available()):
         return xla_kernel_gradient(images, g, geometry)
-    if banded:
-        image_bytes = 4 * kh * height * padded_width * channels
+    if _banded_work(g, channels, geometry) < _BANDED:
+        image_bytes = 4 * kh * height * (geometry.image[1] + 2 * q) * channels
         total = _sum_over_chunks(_banded_product, images, g, geometry, image_bytes)
         diagonals = [total[j, :, :, j * geometry.strides[1] :][:, :, :kw] for j in range(width)]
         return sum(diagonals[1:], start=diagonals[0]).transpose(1, 2, 3, 0)
@@ -120,6 +147,13 @@ def kernel_gradient(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.
     image_bytes = 4 * kw * channels * padded_height * width
     total = _sum_over_chunks(_products_by_row, images, g, geometry, image_bytes)
     return total.reshape(kh, kw, channels, features)
+
+
+def _banded_work(g: jax.Array, channels: int, geometry: Geometry) -> int:
+    """Return the multiply-adds for an image where whole rows are multiplied."""
+    _, height, width, features = g.shape
+    columns = geometry.image[1] + 2 * geometry.padding[1]
+    return geometry.window[0] * height * width * features * columns * channels
 
 
 def _banded_product(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:

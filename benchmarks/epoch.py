@@ -6,9 +6,10 @@ python benchmarks/epoch.py [--rounds 3]
 |--------|--------------------------------------------------------------------------------------|
 | jaxcnn | as `train.py` runs it: shuffled, trained, evaluated, shown, logged, saved            |
 | torch  | a tight loop: tensors in memory, shuffled by index, trained, evaluated; none is kept |
+| loader | the same, each batch put together by a DataLoader with two processes                 |
 
-Each side runs in a process of its own, and they take turns. 'ratio' is PyTorch's time over
-ours within one round. Prints a table, writes `benchmarks/results/epoch.json` and prints one JSON
+Each side runs in a process of its own, and they take turns. 'ratio' is a side's time over ours
+within one round. Prints a table, writes `benchmarks/results/epoch.json` and prints one JSON
 line. Without PyTorch, jaxcnn alone is measured.
 """
 
@@ -94,13 +95,7 @@ def tensor_batches() -> Callable[[str], Iterable[tuple[Any, Any]]]:
     """Return batches by split, cut out of tensors in memory."""
     import torch
 
-    from jaxcnn.data import load_dataset
-
-    tensors = {}
-    for split in ("train", "test"):
-        data = load_dataset("fashion_mnist", split)
-        images = torch.from_numpy(data.images.astype(np.float32) / 255).permute(0, 3, 1, 2)
-        tensors[split] = images.contiguous(), torch.from_numpy(data.labels.astype(np.int64))
+    tensors = torch_tensors()
 
     def batches(split: str) -> Iterable[tuple[Any, Any]]:
         images, labels = tensors[split]
@@ -111,9 +106,37 @@ def tensor_batches() -> Callable[[str], Iterable[tuple[Any, Any]]]:
     return batches
 
 
+def loader_batches() -> Callable[[str], Iterable[tuple[Any, Any]]]:
+    """Return batches by split, put together by PyTorch's DataLoader."""
+    from torch.utils.data import DataLoader, TensorDataset
+
+    loaders = {
+        split: DataLoader(TensorDataset(*tensors), BATCH, shuffle=split == "train", num_workers=2)
+        for split, tensors in torch_tensors().items()
+    }
+    return loaders.__getitem__
+
+
+def torch_tensors() -> dict[str, tuple[Any, Any]]:
+    """Return images, float32 [N, 1, 28, 28], and labels, int64 [N], of each split."""
+    import torch
+
+    from jaxcnn.data import load_dataset
+
+    tensors = {}
+    for split in ("train", "test"):
+        data = load_dataset("fashion_mnist", split)
+        images = torch.from_numpy(data.images.astype(np.float32) / 255).permute(0, 3, 1, 2)
+        tensors[split] = images.contiguous(), torch.from_numpy(data.labels.astype(np.int64))
+    return tensors
+
+
 def answer_jobs(side: str) -> None:
     """Train an epoch for each job of the parent."""
-    epoch = jaxcnn_epoch() if side == "jaxcnn" else torch_epoch(tensor_batches())
+    if side == "jaxcnn":
+        epoch = jaxcnn_epoch()
+    else:
+        epoch = torch_epoch(tensor_batches() if side == "torch" else loader_batches())
 
     def answer(job: dict[str, Any]) -> dict[str, Any]:
         start = time.perf_counter()
@@ -133,7 +156,7 @@ def main() -> None:
     if options.side:
         answer_jobs(options.side)
         return
-    names = ["jaxcnn", *(["torch"] if has_torch() else [])]
+    names = ["jaxcnn", *(["torch", "loader"] if has_torch() else [])]
     times: dict[str, list[float]] = {name: [] for name in names}
     with ExitStack() as stack:
         sides = [stack.enter_context(Side(name, "plain")) for name in names]

@@ -92,7 +92,7 @@ def test_the_platform_of_the_program_decides():
     x, k = random(2, 8, 8, 3), random(3, 3, 3, 4)
     grad = jax.grad(lambda x, k: ops.conv2d(x, k).sum(), (0, 1))
     for function in (ops.conv2d, grad):
-        assert "__onednn$convolution" in uses(function, x, k)[1]
+        assert "__onednn$" in uses(function, x, k)[1]
         for platform in ("tpu", "cuda"):
             text = uses(function, x, k, platform=platform)[1]
             assert "onednn" not in text

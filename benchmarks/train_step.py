@@ -7,12 +7,14 @@ several, as a trainer takes them. As in `train.py`, one call of ours takes many 
 fast, and the next call is made before one ends. The sides take turns, round after round; PyTorch
 runs in the memory format (contiguous or channels_last) in which it was faster in two trials.
 'ratio' is the other side's time over ours within one round. 'others' is the share of the processors
-that other processes took meanwhile: above a few percent, measure again. Prints a table, writes
+that other processes took meanwhile: above a few percent, measure again. 'of product' is the rate in
+GFLOP/s over that of one large matrix product, measured in the same round. Prints a table, writes
 `benchmarks/results/train_step.json` and prints one JSON line. Without PyTorch, jaxcnn alone is
 measured. Plain XLA is measured with the plain allocator only.
 """
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 NETS = {"lenet": 28, "lenet_modern": 28, "resnet18": 96, "vgg": 224}  # image size
 MOST_STEPS = 50  # of ours in a call, as in `train.py`
 PASSES = 3  # forward, and the gradients by images and by kernel
+PRODUCT = 2048  # rows and columns of the matrices whose product is measured
 
 
 def jaxcnn_steps(model: Any, size: int, batch: int) -> tuple[Any, dict[str, Any]]:
@@ -132,12 +135,28 @@ def seconds_per_step(take: Callable[[int], None], at_least: float) -> float:
     return seconds(lambda: take(count), at_least=0) / count
 
 
+def product_steps() -> Callable[[], Any]:
+    """Return a call that takes one large matrix product, oneDNN's where that is in use."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxcnn.ops import onednn
+
+    product = jax.jit(onednn.matmul if onednn.available() else jnp.matmul)
+    matrix = jnp.ones((PRODUCT, PRODUCT))
+    return lambda: jax.block_until_ready(product(matrix, matrix))
+
+
 def answer_jobs(side: str) -> None:
     """Measure what the parent asks for, until it closes the pipe."""
     steps: dict[str, Any] = {}
+    product = functools.cache(product_steps)
 
     def answer(job: dict[str, Any]) -> dict[str, Any]:
         net = job["net"]
+        if net == "product":
+            product()()
+            return {"gigaflops": 2e-9 * PRODUCT**3 / seconds(product(), at_least=0.2)}
         if net not in steps:  # only one net at a time stays in memory
             steps.clear()
             if side == "torch":
@@ -163,16 +182,22 @@ def measure(net: str, allocator: str, names: list[str], options: Any) -> dict[st
         facts = {side.name: side.ask(job) for side in sides}
         times: dict[str, list[float]] = {name: [] for name in names}
         others: dict[str, list[float]] = {name: [] for name in names}
+        products = []
         for _ in range(options.rounds):
+            products.append(sides[0].ask({"net": "product"})["gigaflops"])
             for side in sides:
                 answer = side.ask(job)
                 times[side.name].append(answer["seconds"])
                 others[side.name].append(answer["others"])
     result = {"net": net, "allocator": allocator, "batch": options.batch, "sides": {}}
+    result["product_gigaflops"] = summary(products)
     for name in names:
+        gigaflop = facts["jaxcnn"]["gigaflop"]
+        shares = [gigaflop / t / p for t, p in zip(times[name], products, strict=True)]
         result["sides"][name] = facts[name] | {
             "seconds": summary(times[name]),
             "others": summary(others[name]),
+            "of_product": summary(shares),
         }
         if name != "jaxcnn":
             ratios = [a / b for a, b in zip(times[name], times["jaxcnn"], strict=True)]
@@ -188,7 +213,7 @@ def row(result: dict[str, Any], name: str) -> str:
         f"{result['net']:12}  {result['allocator']:9}  {name:6}  {1e3 * times['median']:8.1f}  "
         f"{1e3 * times['min']:7.1f} to {1e3 * times['max']:7.1f}  "
         f"{100 * side['others']['median']:8.0f}  {result['batch'] / times['median']:8,.0f}  "
-        f"{ours['gigaflop'] / times['median']:7.1f}  "
+        f"{ours['gigaflop'] / times['median']:7.1f}  {side['of_product']['median']:10.2f}  "
         + (f"{ratio['median']:5.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})" if ratio else "")
     )
 
@@ -210,7 +235,7 @@ def main() -> None:
         return
     names = ["jaxcnn", *(name for name in options.sides if name != "torch" or has_torch())]
     header = "net           allocator  side     ms/step  least to most     others %  images/s  "
-    print(header + "GFLOP/s  ratio (least to most)", flush=True)
+    print(header + "GFLOP/s  of product  ratio (least to most)", flush=True)
     results: list[dict[str, Any]] = []
     try:
         for net in options.nets:

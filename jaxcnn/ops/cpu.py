@@ -38,7 +38,7 @@ _SMALL = 50_000_000  # multiply-adds; below, without oneDNN, XLA's own kernel gr
 _BANDED = 1_000_000  # multiply-adds of an image; below, as in LeNet, one banded product is fastest
 _LANES = 16  # channels that fill a vector register
 _FEW_CHANNELS = 32  # below, laying both operands out costs more than the larger product gains
-_WINOGRAD_BYTES = 8 << 20  # of tiles at a time
+_LARGE_CHUNK = 8 << 20  # where the product of a chunk is large too, or an image takes little
 _WINOGRAD = 64 * 128  # channels times features; below, the sums cost more than the products saved
 _WINOGRAD_TILES = 64  # in all; below, the sums after the product do
 _LARGEST_WINDOW = 64  # pixels; beyond, the rearranged images would take much memory
@@ -128,16 +128,17 @@ def kernel_gradient(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.
 
     dk[a, b] = sum over n, i, j of x[n, s i + a - p, t j + b - q] g[n, i, j]^T
     """
-    (kh, kw), (p, q) = geometry.window, geometry.padding
+    (kh, kw), p = geometry.window, geometry.padding[0]
     (_, height, width, features), channels = g.shape, images.shape[3]
     padded_height = geometry.image[0] + 2 * p
     small = g.size * kh * kw * channels < _SMALL
     if _is_empty(images, g) or kh * kw > _LARGEST_WINDOW or (small and not onednn.available()):
         return xla_kernel_gradient(images, g, geometry)
     if _banded_work(g, channels, geometry) < _BANDED:
-        image_bytes = 4 * kh * height * (geometry.image[1] + 2 * q) * channels
-        total = _sum_over_chunks(_banded_product, images, g, geometry, image_bytes)
-        diagonals = [total[j, :, :, j * geometry.strides[1] :][:, :, :kw] for j in range(width)]
+        block, columns = _block(width, features), _columns(width, features, geometry)
+        image_bytes = 4 * kh * height * (width // block) * columns * channels
+        total = _sum_over_chunks(_banded_product, images, g, geometry, image_bytes, _LARGE_CHUNK)
+        diagonals = [total[j, :, :, j * geometry.strides[1] :][:, :, :kw] for j in range(block)]
         return sum(diagonals[1:], start=diagonals[0]).transpose(1, 2, 3, 0)
     if channels == 1:
         image_bytes = 4 * kh * kw * height * width
@@ -146,7 +147,7 @@ def kernel_gradient(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.
     if _suits_winograd(g, channels, geometry):
         points = winograd.cut(height).size * winograd.cut(width).size
         image_bytes = 4 * points * (channels + features)
-        chunk_bytes = max(_WINOGRAD_BYTES, 4 * 36 * channels * features)
+        chunk_bytes = max(_LARGE_CHUNK, 4 * 36 * channels * features)
         total = _sum_over_chunks(winograd.products, images, g, geometry, image_bytes, chunk_bytes)
         return winograd.kernel_gradient(total, g)
     if geometry.strides[0] == 1 and min(channels, features) >= _FEW_CHANNELS:
@@ -179,19 +180,35 @@ def _banded_work(g: jax.Array, channels: int, geometry: Geometry) -> int:
 
 
 def _banded_product(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
-    """Return [W', O, kh, W, I]: g times the kh rows of pixels that its row meets, in one product.
+    """Return [B, O, kh, columns, I]: B pixels of g times all pixels that they meet, in one product.
 
-    Only the band of pixels that the kernel meets is of use, but for few channels and short rows one
-    large product is faster than what would save the rest. W is with padding.
+    Only the band of pixels that the kernel meets is of use, but for few channels a product of whole
+    blocks is faster than what would save the rest. B is that of `_block`.
     """
-    (kh, _), (s, _), (p, q) = geometry.window, geometry.strides, geometry.padding
+    (kh, _), (s, t), (p, q) = geometry.window, geometry.strides, geometry.padding
     batch, height, width, features = g.shape
+    block, columns = _block(width, features), _columns(width, features, geometry)
     x = jnp.pad(images, ((0, 0), (p, p), (q, q), (0, 0)))
-    rows = jnp.stack([x[:, a : a + s * (height - 1) + 1 : s] for a in range(kh)], axis=2)
+    rows = [x[:, a : a + s * (height - 1) + 1 : s] for a in range(kh)]
+    blocks = [
+        jnp.stack([row[:, :, left : left + columns] for row in rows], axis=2)
+        for left in range(0, t * width, t * block)
+    ]
+    pixels = jnp.stack(blocks, axis=2)  # [N, H', W' / B, kh, columns, I]
     products = _transposed_product(
-        g.reshape(batch * height, width * features), rows.reshape(batch * height, -1)
+        g.reshape(-1, block * features), pixels.reshape(batch * height * len(blocks), -1)
     )
-    return products.reshape(width, features, *rows.shape[2:])
+    return products.reshape(block, features, *pixels.shape[3:])
+
+
+def _block(width: int, features: int) -> int:
+    """Return how many pixels of a row of g to multiply at a time; they divide the row."""
+    return max(n for n in range(1, width + 1) if width % n == 0 and (n == 1 or n * features <= 32))
+
+
+def _columns(width: int, features: int, geometry: Geometry) -> int:
+    """Return how many columns of images such a block of g meets."""
+    return geometry.strides[1] * (_block(width, features) - 1) + geometry.window[1]
 
 
 def _product_of_shifted(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:

@@ -6,7 +6,10 @@ python benchmarks/epoch.py [--rounds 3]
 |--------|--------------------------------------------------------------------------------------|
 | jaxcnn | as `train.py` runs it: shuffled, trained, evaluated, shown, logged, saved            |
 | torch  | a tight loop: tensors in memory, shuffled by index, trained, evaluated; none is kept |
-| loader | the same, each batch put together by a DataLoader with two processes                 |
+| loader | d2l's way: a DataLoader with two processes, which converts each image anew           |
+
+d2l's images come from torchvision. Here, what its data set and `ToTensor` do to one of them is
+written out, so that it need not be installed.
 
 Each side runs in a process of its own, and they take turns. 'ratio' is a side's time over ours
 within one round. Prints a table, writes `benchmarks/results/epoch.json` and prints one JSON
@@ -107,14 +110,40 @@ def tensor_batches() -> Callable[[str], Iterable[tuple[Any, Any]]]:
 
 
 def loader_batches() -> Callable[[str], Iterable[tuple[Any, Any]]]:
-    """Return batches by split, put together by PyTorch's DataLoader."""
-    from torch.utils.data import DataLoader, TensorDataset
+    """Return batches by split, put together by PyTorch's DataLoader image by image."""
+    from torch.utils.data import DataLoader
 
-    loaders = {
-        split: DataLoader(TensorDataset(*tensors), BATCH, shuffle=split == "train", num_workers=2)
-        for split, tensors in torch_tensors().items()
-    }
+    from jaxcnn.data import load_dataset
+
+    loaders = {}
+    for split in ("train", "test"):
+        data = load_dataset("fashion_mnist", split)
+        images = Images(data.images[..., 0], data.labels)
+        loaders[split] = DataLoader(images, BATCH, shuffle=split == "train", num_workers=2)
     return loaders.__getitem__
+
+
+class Images:
+    """A data set for a DataLoader: each image is opened and converted when it is asked for.
+
+    Args:
+        pixels: uint8 [N, H, W].
+        labels: [N].
+    """
+
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray):
+        self._pixels, self._labels = pixels, labels
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        import torch
+        from PIL import Image
+
+        image = np.array(Image.fromarray(self._pixels[index]))
+        tensor = torch.from_numpy(image[..., None]).permute(2, 0, 1).contiguous()
+        return tensor.float().div(255), int(self._labels[index])
 
 
 def torch_tensors() -> dict[str, tuple[Any, Any]]:

@@ -72,9 +72,9 @@ def report() -> str:
             f"A whole LeNet epoch with its data takes {epoch['jaxcnn']['seconds']['median']:.1f} "
             "s: a tight loop in PyTorch over tensors in memory takes "
             f"{spread(epoch['torch']['ratio'])} times as long, its DataLoader converting image by "
-            f"image, as in d2l, {spread(epoch['loader']['ratio'])} times. From the call of `train.py` to the "
-            f"first step, trained, evaluated and saved: {first_steps}; `import jaxcnn` is "
-            f"{startup['import']['median']:.1f} s of it.",
+            f"image, as in d2l, {spread(epoch['loader']['ratio'])} times. From the call of "
+            f"`train.py` to the first step, trained, evaluated and saved: {first_steps}; "
+            f"`import jaxcnn` is {startup['import']['median']:.1f} s of it.",
             100,
         ),
         "",

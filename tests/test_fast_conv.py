@@ -36,6 +36,8 @@ SHAPES = [
     (2, (12, 4), 3, 2, (2, 5), (3, 2), (0, 4)),  # rows that no window meets
     (2, (3, 3), 3, 2, (3, 3), (3, 3), (1, 1)),  # and pixels whose only place is outside
     (2, (1, 8), 3, 2, (7, 1), (1, 4), (3, 2)),
+    (3, (7, 12), 3, 2, (3, 3), (1, 1), (0, 2)),  # tiles of Winograd's beyond the image
+    (2, (5, 4), 2, 3, (3, 3), (1, 1), (4, 0)),
 ]
 
 
@@ -54,7 +56,7 @@ def onednn_or_not(request, monkeypatch):
 @pytest.mark.usefixtures("onednn_or_not")
 def test_all_passes_match_float64(shape, monkeypatch):
     monkeypatch.setattr(cpu, "_SMALL", 0)  # else XLA has most of these, which need no test
-    for limit in ("_BANDED", "_FEW_CHANNELS"):
+    for limit in ("_BANDED", "_WINOGRAD", "_WINOGRAD_TILES", "_FEW_CHANNELS"):
         monkeypatch.setattr(cpu, limit, 0)
     n, size, i, o, window, strides, padding = shape
     x, k = random(n, *size, i), random(*window, i, o, seed=1)
@@ -70,7 +72,7 @@ def test_all_passes_match_float64(shape, monkeypatch):
         assert (a.dtype, e.dtype) == (jnp.float32, jnp.float64)
         assert np.abs(a - np.asarray(e)).max() <= 1e-5 * np.abs(e).max()
     g = random(*expected[0].shape, seed=2)
-    for limit in ("_FEW_CHANNELS", "_BANDED"):  # the other kernel gradients
+    for limit in ("_WINOGRAD", "_FEW_CHANNELS", "_BANDED"):  # the other kernel gradients
         monkeypatch.setattr(cpu, limit, np.inf)
         dk = cpu.kernel_gradient(x, g, Geometry(size, window, strides, padding))
         assert np.abs(dk - np.asarray(expected[2])).max() <= 1e-5 * np.abs(expected[2]).max()

@@ -83,6 +83,7 @@ def test_gradients_at_every_parameter(name, monkeypatch):
     exact = gradients(name, "float64")
     xla = errors(name, "float32, plain XLA", gradients(name, "float32"), exact)
     monkeypatch.delenv("JAXCNN_IMPLEMENTATION")
+    monkeypatch.setattr(cpu, "_WINOGRAD_TILES", 0)  # in spite of the small batch
     ours = errors(name, f"float32, oneDNN {onednn.verdict()}", gradients(name, "float32"), exact)
     monkeypatch.setattr(onednn, "available", lambda: False)
     monkeypatch.setattr(cpu, "_SMALL", 0)  # else XLA has the small ones

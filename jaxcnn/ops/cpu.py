@@ -135,8 +135,9 @@ def kernel_gradient(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.
     if _is_empty(images, g) or kh * kw > _LARGEST_WINDOW or (small and not onednn.available()):
         return xla_kernel_gradient(images, g, geometry)
     if _banded_work(g, channels, geometry) < _BANDED:
-        block, columns = _block(width, features), _columns(width, features, geometry)
-        image_bytes = 4 * kh * height * (width // block) * columns * channels
+        block = _block(width, features)
+        blocks, block_columns = width // block, _columns(width, features, geometry)
+        image_bytes = 4 * kh * height * blocks * block_columns * channels
         total = _sum_over_chunks(_banded_product, images, g, geometry, image_bytes, _LARGE_CHUNK)
         diagonals = [total[j, :, :, j * geometry.strides[1] :][:, :, :kw] for j in range(block)]
         return sum(diagonals[1:], start=diagonals[0]).transpose(1, 2, 3, 0)
@@ -145,14 +146,14 @@ def kernel_gradient(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.
         total = _sum_over_chunks(_products_by_pixel, images, g, geometry, image_bytes)
         return total.reshape(kh, kw, 1, features)
     if _suits_winograd(g, channels, geometry):
-        points = winograd.cut(height).size * winograd.cut(width).size
-        image_bytes = 4 * points * (channels + features)
-        chunk_bytes = max(_LARGE_CHUNK, 4 * 36 * channels * features)
+        rows, columns = winograd.cut(height), winograd.cut(width)
+        image_bytes = 4 * rows.size * columns.size * (channels + features)
+        total_bytes = 4 * rows.points * columns.points * channels * features
+        chunk_bytes = max(_LARGE_CHUNK, total_bytes)  # it is read and written for each chunk
         total = _sum_over_chunks(winograd.products, images, g, geometry, image_bytes, chunk_bytes)
         return winograd.kernel_gradient(total, g)
     if geometry.strides[0] == 1 and min(channels, features) >= _FEW_CHANNELS:
-        rows = geometry.image[0]
-        image_bytes = 4 * rows * width * (kw * channels + kh * features)
+        image_bytes = 4 * geometry.image[0] * width * (kw * channels + kh * features)
         total = _sum_over_chunks(_product_of_shifted, images, g, geometry, image_bytes)
         return total.reshape(kw, channels, kh, features).transpose(2, 0, 1, 3)
     image_bytes = 4 * kw * channels * padded_height * width

@@ -203,7 +203,10 @@ def _banded_product(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.
 
 
 def _block(width: int, features: int) -> int:
-    """Return how many pixels of a row of g to multiply at a time; they divide the row."""
+    """Return how many pixels of a row of g to multiply at a time; they divide the row.
+
+    With their features they fill two vector registers at most: more would waste more products.
+    """
     return max(n for n in range(1, width + 1) if width % n == 0 and (n == 1 or n * features <= 32))
 
 

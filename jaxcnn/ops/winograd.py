@@ -1,4 +1,4 @@
-"""Winograd's kernel gradient: a third of the products or fewer, for some sums before and after.
+"""Winograd's kernel gradient: a quarter to a half of the products, and some sums around them.
 
 Along one row of pixels, a kernel of 3 values has the gradient y[a] = sum over i < m of x[i + a]
 g[i]: 3 m products. As polynomials they take one for each of m + 2 points: G g holds the values of g

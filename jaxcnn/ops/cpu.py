@@ -32,6 +32,7 @@ from jaxcnn.ops.geometry import (
     xla_images_gradient,
     xla_kernel_gradient,
 )
+from jaxcnn.ops.products import product, transposed_product
 
 _CHUNK_BYTES = 4 << 20  # of rearranged images: large enough for a fast product, small for caches
 _SMALL = 50_000_000  # multiply-adds; below, without oneDNN, XLA's own kernel gradient is faster
@@ -84,7 +85,7 @@ def _banded_images_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry)
     sides = [(t * j, columns - kw - t * j, 0) for j in range(width)]
     places = [lax.pad(kernel, zero, ((0, 0, 0), side, (0, 0, 0), (0, 0, 0))) for side in sides]
     band = jnp.stack(places).transpose(0, 4, 1, 2, 3)  # [W', O, kh, W, I], W with padding
-    products = onednn.matmul(
+    products = product(
         g.reshape(batch * height, width * features), band.reshape(width * features, -1)
     )
     by_row = products.reshape(batch, height, kh, columns * channels)
@@ -196,7 +197,7 @@ def _banded_product(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.
         for left in range(0, t * width, t * block)
     ]
     pixels = jnp.stack(blocks, axis=2)  # [N, H', W' / B, kh, columns, I]
-    products = _transposed_product(
+    products = transposed_product(
         g.reshape(-1, block * features), pixels.reshape(batch * height * len(blocks), -1)
     )
     return products.reshape(block, features, *pixels.shape[3:])
@@ -234,7 +235,7 @@ def _product_of_shifted(images: jax.Array, g: jax.Array, geometry: Geometry) -> 
         for shift in shifts
     ]
     by_pixel = jnp.concatenate(moved, axis=3).reshape(-1, kh * features)
-    return _transposed_product(x.reshape(-1, kw * channels), by_pixel)
+    return transposed_product(x.reshape(-1, kw * channels), by_pixel)
 
 
 def _products_by_row(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
@@ -248,7 +249,7 @@ def _products_by_row(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax
     x = jnp.concatenate([x[:, :, b : b + t * (width - 1) + 1 : t] for b in range(kw)], axis=3)
     rows = [x[:, a : a + s * (height - 1) + 1 : s].reshape(-1, x.shape[3]) for a in range(kh)]
     by_pixel = g.reshape(-1, features)
-    return jnp.stack([_transposed_product(row, by_pixel) for row in rows])
+    return jnp.stack([transposed_product(row, by_pixel) for row in rows])
 
 
 def _products_by_pixel(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
@@ -264,7 +265,7 @@ def _products_by_pixel(images: jax.Array, g: jax.Array, geometry: Geometry) -> j
     shifted = [
         x[:, a : a + rows : s, b : b + columns : t].ravel() for a in range(kh) for b in range(kw)
     ]
-    return _product(jnp.stack(shifted), g.reshape(-1, features))
+    return product(jnp.stack(shifted), g.reshape(-1, features))
 
 
 def _sum_over_chunks(
@@ -296,14 +297,6 @@ def _sum_over_chunks(
     total, _ = lax.scan(lambda sum, i: (sum + of_chunk(i), None), start, jnp.arange(chunks))
     rest = chunks * size
     return total if rest == batch else total + products(images[rest:], g[rest:], geometry)
-
-
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-    return onednn.matmul(a, b) if onednn.available() else a @ b
-
-
-def _transposed_product(a: jax.Array, b: jax.Array) -> jax.Array:
-    return onednn.matmul(a, b, transpose_a=True) if onednn.available() else a.T @ b
 
 
 def _is_empty(*arrays: jax.Array) -> bool:

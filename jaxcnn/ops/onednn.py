@@ -85,14 +85,14 @@ def matmul(a: jax.Array, b: jax.Array, transpose_a: bool = False) -> jax.Array:
     """Multiply without checks: float32, no empty axis, only where `available()`.
 
     Args:
-        a: [M, K], or [K, M] to be transposed.
-        b: [K, N].
+        a: [..., M, K], or [..., K, M] to be transposed.
+        b: [..., K, N], with the same axes before.
         transpose_a: whether `a` is.
 
     Returns:
-        [M, N].
+        [..., M, N].
     """
-    shape = (a.shape[1] if transpose_a else a.shape[0], b.shape[1])
+    shape = (*a.shape[:-2], a.shape[-1 if transpose_a else -2], b.shape[-1])
     call = jax.ffi.ffi_call(
         "__onednn$matmul",
         jax.ShapeDtypeStruct(shape, a.dtype),
@@ -159,11 +159,17 @@ def _probe() -> None:
     """Compare with XLA's own; the process may end in it."""
     rng = np.random.default_rng(0)
     for transpose in (False, True):
-        for rows, length, columns in ((64, 512, 192), (5, 7, 3), (1, 1, 1), (16, 4096, 9)):
-            shape = (length, rows) if transpose else (rows, length)
+        for *many, rows, length, columns in (
+            (64, 512, 192),
+            (5, 7, 3),
+            (1, 1, 1),
+            (16, 4096, 9),
+            (36, 24, 144, 40),
+        ):
+            shape = (*many, length, rows) if transpose else (*many, rows, length)
             a = jnp.asarray(rng.standard_normal(shape, np.float32))
-            b = jnp.asarray(rng.standard_normal((length, columns), np.float32))
-            expected = (a.T if transpose else a) @ b
+            b = jnp.asarray(rng.standard_normal((*many, length, columns), np.float32))
+            expected = (a.mT if transpose else a) @ b
             actual = jax.jit(matmul, static_argnums=2)(a, b, transpose)
             assert jnp.abs(actual - expected).max() <= 1e-5 * jnp.abs(expected).max()
     for n, height, width, i, o, window, strides, padding in (

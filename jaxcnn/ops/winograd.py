@@ -24,6 +24,7 @@ import numpy as np
 from jax import lax
 
 from jaxcnn.ops.geometry import Geometry
+from jaxcnn.ops.products import transposed_product
 
 WINDOW = 3  # pixels of the kernel, each way
 
@@ -74,7 +75,7 @@ def products(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
     cuts = cut(g.shape[1]), cut(g.shape[2])
     weights = _tiles(images, geometry.padding, cuts, [c.points for c in cuts], "B")
     values = _tiles(g, (0, 0), cuts, [c.m for c in cuts], "G")
-    return lax.dot_general(weights, values, (((1,), (1,)), ((0,), (0,))))
+    return transposed_product(weights, values)
 
 
 def kernel_gradient(products: jax.Array, g: jax.Array) -> jax.Array:

@@ -243,7 +243,7 @@ def test_same_training_as_pytorch(both):
 @pytest.mark.torch
 def test_running_variance_differs_by_bessels_correction_alone():
     torch = pytest.importorskip("torch")
-    from jaxcnn.models.resnet import BatchNorm
+    from jaxcnn.layers import BatchNorm
 
     x = np.random.default_rng(0).standard_normal((4, 3, 5, 2)).astype(np.float32)
     norm = BatchNorm(use_running_average=False)

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import references
-from jaxcnn.layers import Conv, Conv2D, Dense
+from jaxcnn.layers import BatchNorm, Conv, Conv2D, Dense
 from jaxcnn.models import Residual, VGGBlock
 
 
@@ -80,6 +81,7 @@ LAYERS = {  # layer, shape of its input
     "Dense": (Dense(4), (2, 5)),
     "VGGBlock": (VGGBlock(1, 4), (2, 7, 5, 3)),
     "Residual": (Residual(3), (2, 5, 3, 3)),
+    "BatchNorm": (BatchNorm(use_running_average=True), (3, 5, 2)),
 }
 
 
@@ -115,3 +117,49 @@ def test_jit_vmap_and_pmap_agree_with_the_plain_call(name, dtype):
         plain = jax.tree.map(lambda *x: np.stack(x), *(call(variables, x) for x in xs))
         for mapped in (jax.jit(jax.vmap(call, (None, 0))), jax.pmap(call, in_axes=(None, 0))):
             assert_close(mapped(variables, xs), plain, dtype)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("shape", [(5, 3), (4, 7, 5, 3), (2, 3, 1, 4, 6)])
+def test_batch_norm_is_flaxs(shape, train):
+    """The same values, averages, gradients, and gradients along a direction, by its own formula."""
+    random = np.random.default_rng(0)
+    settings = {"use_running_average": not train, "momentum": 0.8, "epsilon": 1e-3}
+    layers = (BatchNorm(**settings), nn.BatchNorm(**settings, use_fast_variance=False))
+    with (
+        jax.enable_x64(True),
+        jax.numpy_rank_promotion("allow"),  # Flax's adds [C] to [N, ..., C]
+        jax.numpy_dtype_promotion("standard"),
+    ):
+        x, direction, cotangent = 3 + random.standard_normal((3, *shape))
+        template = jax.eval_shape(layers[0].init, jax.random.key(0), x)
+        assert template == jax.eval_shape(layers[1].init, jax.random.key(0), x)
+        variables = jax.tree.map(lambda v: jnp.array(random.uniform(0.5, 2, v.shape)), template)
+
+        def results(layer):
+            call = functools.partial(layer.apply, mutable=["batch_stats"])
+            gradients = jax.grad(lambda v, x: (call(v, x)[0] * cotangent).sum(), argnums=(0, 1))
+            by_params = lambda v, x: (gradients(v, x)[0]["params"], gradients(v, x)[1])  # noqa: E731
+            along = jax.jvp(functools.partial(by_params, variables), (x,), (direction,))
+            return call(variables, x), along
+
+        actual, expected = map(results, layers)
+    assert_close(actual, expected, "float64")
+
+
+def test_batch_norm_keeps_its_digits_where_the_mean_is_large():
+    x = np.random.default_rng(0).standard_normal((64, 9, 7, 2)) + np.array([1e4, -3e3])
+    y, _ = BatchNorm(use_running_average=False).init_with_output(
+        jax.random.key(0), x.astype(np.float32)
+    )
+    expected, _, _ = references.batch_norm(x.astype(np.float32).astype(np.float64), 0, 1, True)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=2e-3)  # x itself has an error of 5e-4
+
+
+def test_batch_norm_of_a_constant_channel_is_its_bias_and_has_finite_gradients():
+    layer = BatchNorm(use_running_average=False)
+    x = jnp.full((3, 4, 4, 2), 0.1)
+    y, variables = layer.init_with_output(jax.random.key(0), x)
+    assert jnp.abs(y).max() < 1e-3
+    loss = lambda x: (layer.apply(variables, x, mutable=["batch_stats"])[0] ** 2).sum()  # noqa: E731
+    assert jnp.isfinite(jax.grad(loss)(x)).all()

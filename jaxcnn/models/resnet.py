@@ -20,11 +20,14 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jaxcnn.layers import Conv, Dense, at_least_float32, global_avg_pool, max_pool
-
-# PyTorch's momentum of 0.1 weighs the new batch, Flax's 0.9 the old average: the same thing.
-# Two passes for the variance: E[x^2] - E[x]^2 in one pass loses digits in float32.
-BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast_variance=False)
+from jaxcnn.layers import (
+    BatchNorm,
+    Conv,
+    Dense,
+    at_least_float32,
+    global_avg_pool,
+    max_pool,
+)
 
 
 class Residual(nn.Module):

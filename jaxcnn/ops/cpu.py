@@ -39,8 +39,8 @@ _SMALL = 50_000_000  # multiply-adds; below, without oneDNN, XLA's own kernel gr
 _BANDED = 1_000_000  # multiply-adds of an image; below, as in LeNet, one banded product is fastest
 _LANES = 16  # channels that fill a vector register
 _FEW_CHANNELS = 32  # below, laying both operands out costs more than the larger product gains
-_LARGE_CHUNK = 8 << 20  # where the product of a chunk is large too, or an image takes little
-_WINOGRAD = 64 * 128  # channels times features; below, the sums cost more than the products saved
+_LARGE_CHUNK = 16 << 20  # where the product of a chunk is large too, or an image takes little
+_WINOGRAD = 64 * 64  # channels times features; below, the sums cost more than the products saved
 _WINOGRAD_TILES = 64  # in all; below, the sums after the product do
 _LARGEST_WINDOW = 64  # pixels; beyond, the rearranged images would take much memory
 

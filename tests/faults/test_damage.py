@@ -16,8 +16,7 @@ import pytest
 from flax import linen as nn
 
 from jaxcnn.errors import ConfigError, TrainingError
-from jaxcnn.layers import Dense, flatten
-from jaxcnn.models.resnet import BatchNorm
+from jaxcnn.layers import BatchNorm, Dense, flatten
 from jaxcnn.train import TrainState, checkpoint, create_train_state
 from jaxcnn.train.checkpoint import CHECKSUMS, Checkpoints, DamagedCheckpointError, Progress
 

@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxcnn import __main__, ops
-from jaxcnn.ops import cpu, onednn, passes
-from jaxcnn.ops.geometry import Geometry
+from jaxcnn.ops import cpu, onednn, passes, winograd
+from jaxcnn.ops.geometry import Geometry, xla_forward
 
 
 def random(*shape, seed=0):
@@ -77,8 +77,29 @@ def test_all_passes_match_float64(shape, monkeypatch):
         dk = cpu.kernel_gradient(x, g, Geometry(size, window, strides, padding))
         assert np.abs(dk - np.asarray(expected[2])).max() <= 1e-5 * np.abs(expected[2]).max()
     monkeypatch.setattr(cpu, "_LANES", np.inf)
-    dx = cpu.images_gradient(g, k, Geometry(size, window, strides, padding))
-    assert np.abs(dx - np.asarray(expected[1])).max() <= 1e-5 * np.abs(expected[1]).max()
+    monkeypatch.setattr(cpu, "_LARGE_CHUNK", 1 << 12)
+    geometry = Geometry(size, window, strides, padding)
+    for limit in (np.inf, 0):
+        monkeypatch.setattr(cpu, "_WINOGRAD_CONV", limit)
+        for a, e in (
+            (cpu.images_gradient(g, k, geometry), expected[1]),
+            (cpu.forward(x, k, geometry), expected[0]),
+        ):
+            assert np.abs(a - np.asarray(e)).max() <= 1e-5 * np.abs(e).max()
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize(
+    ("image", "padding"), [((3, 3), (1, 1)), ((7, 9), (0, 2)), ((4, 13), (2, 1)), ((3, 5), (0, 0))]
+)
+def test_winograds_convolution_is_exact(image, padding, transpose, monkeypatch):
+    monkeypatch.setattr(onednn, "available", lambda: False)
+    with jax.enable_x64(True):
+        x, k = (jnp.asarray(random(*s), jnp.float64) for s in ((5, *image, 3), (3, 3, 3, 4)))
+        expected = xla_forward(x, k, Geometry(image, (3, 3), (1, 1), padding))
+        values = winograd.kernel_values(k.swapaxes(2, 3) if transpose else k, expected.shape[1:3])
+        y = winograd.conv(x, values, padding, expected.shape[1:3], transpose)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-12)
 
 
 def uses(function, *args, platform=None):

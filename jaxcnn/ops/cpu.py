@@ -2,15 +2,16 @@
 
 | pass            | how                                               | otherwise                |
 |-----------------|---------------------------------------------------|--------------------------|
-| forward         | oneDNN                                            | XLA's                    |
-| images_gradient | oneDNN, of g with the kernel turned; at strides   | XLA's                    |
-|                 | above 1, once for each kind of pixel; banded for  |                          |
-|                 | few channels of small images                      |                          |
+| forward         | oneDNN; Winograd's products for 3 x 3 at stride 1 | XLA's                    |
+|                 | with many channels                                |                          |
+| images_gradient | as forward, of g with the kernel turned; at       | XLA's                    |
+|                 | strides above 1, once for each kind of pixel;     |                          |
+|                 | banded for few channels of small images           |                          |
 | kernel_gradient | matrix products (oneDNN's where it is there):     | XLA's: large windows,    |
 |                 | banded for small images, by pixel for one         | small work where oneDNN  |
 |                 | channel, Winograd's for 3 x 3 at stride 1 with    | is not there             |
-|                 | the most channels, of shifted images and shifted  |                          |
-|                 | g with many, by row for the rest                  |                          |
+|                 | many channels, of shifted images and shifted      |                          |
+|                 | g with some, by row for the rest                  |                          |
 
 XLA's kernel gradient is a convolution whose kernel is as large as the image, which is where its
 time goes: on two Zen 5 cores it runs at a fifth to a half of the rate of the same work as matrix
@@ -19,7 +20,8 @@ products. `benchmarks/conv.py` has the figures, shape by shape.
 The signatures are those of `jaxcnn.ops.passes`, which these functions serve. All are deterministic.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +43,7 @@ _LANES = 16  # channels that fill a vector register
 _FEW_CHANNELS = 32  # below, laying both operands out costs more than the larger product gains
 _LARGE_CHUNK = 16 << 20  # where the product of a chunk is large too, or an image takes little
 _WINOGRAD = 64 * 64  # channels times features; below, the sums cost more than the products saved
+_WINOGRAD_CONV = 64 * 128  # the same for convolutions, which oneDNN has in one call
 _WINOGRAD_TILES = 64  # in all; below, the sums after the product do
 _LARGEST_WINDOW = 64  # pixels; beyond, the rearranged images would take much memory
 
@@ -50,7 +53,35 @@ def forward(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Arr
     if _is_empty(images, kernel) or not onednn.available():
         return xla_forward(images, kernel, geometry)
     (p, q) = geometry.padding
-    return onednn.conv(images, kernel, geometry.strides, ((p, p), (q, q)))
+    return _conv(images, kernel, geometry.strides, ((p, p), (q, q)))
+
+
+def _conv(
+    images: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, int],
+    padding: tuple[tuple[int, int], tuple[int, int]],
+    transpose_kernel: bool = False,
+) -> jax.Array:
+    """Convolve by Winograd's products where they are faster, or else as `onednn.conv`."""
+    size = [
+        length + sum(pads) - window + 1
+        for length, pads, window in zip(images.shape[1:3], padding, kernel.shape, strict=False)
+    ]
+    channels, features = kernel.shape[2:]
+    if channels * features < _WINOGRAD_CONV or not _suits_winograd(
+        kernel.shape[:2], strides, len(images), size
+    ):
+        return onednn.conv(images, kernel, strides, padding, transpose_kernel)
+    points, tiles = winograd.counts(size)
+    values = winograd.kernel_values(kernel, size)
+    image_bytes = 4 * points * tiles * (channels + features)
+    chunk_bytes = max(_LARGE_CHUNK, 4 * values.size)  # they are read for each chunk
+    before = padding[0][0], padding[1][0]
+    conv = partial(
+        winograd.conv, values=values, padding=before, size=size, transpose_kernel=transpose_kernel
+    )
+    return _map_over_chunks(conv, images, image_bytes, chunk_bytes)
 
 
 def images_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
@@ -121,7 +152,7 @@ def _every_stride(
     if _is_empty(turned, met):
         return jnp.zeros((len(g), *sizes, kernel.shape[2]), g.dtype)
     rows, columns = ((max(low, 0), max(high, 0)) for low, high in padding)
-    return onednn.conv(met, turned, (1, 1), (rows, columns), transpose_kernel=True)
+    return _conv(met, turned, (1, 1), (rows, columns), transpose_kernel=True)
 
 
 def kernel_gradient(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
@@ -146,11 +177,12 @@ def kernel_gradient(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.
         image_bytes = 4 * kh * kw * height * width
         total = _sum_over_chunks(_products_by_pixel, images, g, geometry, image_bytes)
         return total.reshape(kh, kw, 1, features)
-    if _suits_winograd(g, channels, geometry):
-        rows, columns = winograd.cut(height), winograd.cut(width)
-        image_bytes = 4 * rows.size * columns.size * (channels + features)
-        total_bytes = 4 * rows.points * columns.points * channels * features
-        chunk_bytes = max(_LARGE_CHUNK, total_bytes)  # it is read and written for each chunk
+    if channels * features >= _WINOGRAD and _suits_winograd(
+        geometry.window, geometry.strides, len(images), g.shape[1:3]
+    ):
+        points, tiles = winograd.counts(g.shape[1:3])
+        image_bytes = 4 * points * tiles * (channels + features)
+        chunk_bytes = max(_LARGE_CHUNK, 4 * points * channels * features)  # as is their sum
         total = _sum_over_chunks(winograd.products, images, g, geometry, image_bytes, chunk_bytes)
         return winograd.kernel_gradient(total, g)
     if geometry.strides[0] == 1 and min(channels, features) >= _FEW_CHANNELS:
@@ -162,15 +194,14 @@ def kernel_gradient(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.
     return total.reshape(kh, kw, channels, features)
 
 
-def _suits_winograd(g: jax.Array, channels: int, geometry: Geometry) -> bool:
-    """Return whether Winograd's products are the fastest."""
-    batch, height, width, features = g.shape
-    tiles = batch * winograd.cut(height).tiles * winograd.cut(width).tiles
+def _suits_winograd(
+    window: tuple[int, ...], strides: tuple[int, int], batch: int, size: Sequence[int]
+) -> bool:
+    """Return whether Winograd's products may be the fastest for a batch of outputs of `size`."""
     return (
-        geometry.window == (winograd.WINDOW, winograd.WINDOW)
-        and geometry.strides == (1, 1)
-        and channels * features >= _WINOGRAD
-        and tiles >= _WINOGRAD_TILES
+        window == (winograd.WINDOW, winograd.WINDOW)
+        and strides == (1, 1)
+        and batch * winograd.counts(size)[1] >= _WINOGRAD_TILES
     )
 
 
@@ -282,9 +313,7 @@ def _sum_over_chunks(
     the images once more in that shape.
     """
     batch = len(images)
-    fewest = min(-(-batch * image_bytes // chunk_bytes), batch)
-    even = (n for n in range(fewest, 2 * fewest) if batch % n == 0)
-    chunks = next(even, fewest)  # a rest is a second program, so rather some more chunks
+    chunks = _chunks(batch, image_bytes, chunk_bytes)
     if chunks == 1:
         return products(images, g, geometry)
     size = batch // chunks
@@ -297,6 +326,31 @@ def _sum_over_chunks(
     total, _ = lax.scan(lambda sum, i: (sum + of_chunk(i), None), start, jnp.arange(chunks))
     rest = chunks * size
     return total if rest == batch else total + products(images[rest:], g[rest:], geometry)
+
+
+def _map_over_chunks(
+    function: Callable, images: jax.Array, image_bytes: int, chunk_bytes: int
+) -> jax.Array:
+    """Return what `function` makes of images, chunk by chunk of about `chunk_bytes` each."""
+    chunks = _chunks(len(images), image_bytes, chunk_bytes)
+    if chunks == 1:
+        return function(images)
+    size = len(images) // chunks
+
+    def of_chunk(_, i):
+        return None, function(lax.dynamic_slice_in_dim(images, i * size, size))
+
+    _, y = lax.scan(of_chunk, None, jnp.arange(chunks))
+    y = y.reshape(chunks * size, *y.shape[2:])
+    rest = images[chunks * size :]
+    return jnp.concatenate([y, function(rest)]) if len(rest) else y
+
+
+def _chunks(batch: int, image_bytes: int, chunk_bytes: int) -> int:
+    """Return into how many chunks to cut a batch, of about `chunk_bytes` each."""
+    fewest = min(-(-batch * image_bytes // chunk_bytes), batch)
+    even = (n for n in range(fewest, 2 * fewest) if batch % n == 0)
+    return next(even, fewest)  # a rest is a second program, so rather some more chunks
 
 
 def _is_empty(*arrays: jax.Array) -> bool:

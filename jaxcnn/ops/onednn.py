@@ -11,6 +11,7 @@ Schema: `xla/service/cpu/onednn_config.proto` in openxla/xla.
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -81,23 +82,27 @@ def conv(
     return call(images, kernel)
 
 
-def matmul(a: jax.Array, b: jax.Array, transpose_a: bool = False) -> jax.Array:
+def matmul(
+    a: jax.Array, b: jax.Array, transpose_a: bool = False, transpose_b: bool = False
+) -> jax.Array:
     """Multiply without checks: float32, no empty axis, only where `available()`.
 
     Args:
         a: [..., M, K], or [..., K, M] to be transposed.
-        b: [..., K, N], with the same axes before.
+        b: [..., K, N], or [..., N, K] to be transposed; with the same axes before.
         transpose_a: whether `a` is.
+        transpose_b: whether `b` is.
 
     Returns:
         [..., M, N].
     """
-    shape = (*a.shape[:-2], a.shape[-1 if transpose_a else -2], b.shape[-1])
+    rows, columns = a.shape[-1 if transpose_a else -2], b.shape[-2 if transpose_b else -1]
+    config = {"transpose_a": transpose_a, "transpose_b": transpose_b}
     call = jax.ffi.ffi_call(
         "__onednn$matmul",
-        jax.ShapeDtypeStruct(shape, a.dtype),
+        jax.ShapeDtypeStruct((*a.shape[:-2], rows, columns), a.dtype),
         custom_call_api_version=2,
-        legacy_backend_config=json.dumps({"onednn_matmul_config": {"transpose_a": transpose_a}}),
+        legacy_backend_config=json.dumps({"onednn_matmul_config": config}),
     )
     return call(a, b)
 
@@ -158,7 +163,7 @@ def _verdict_file() -> Path:
 def _probe() -> None:
     """Compare with XLA's own; the process may end in it."""
     rng = np.random.default_rng(0)
-    for transpose in (False, True):
+    for transposed in itertools.product((False, True), repeat=2):
         for *many, rows, length, columns in (
             (64, 512, 192),
             (5, 7, 3),
@@ -166,11 +171,12 @@ def _probe() -> None:
             (16, 4096, 9),
             (36, 24, 144, 40),
         ):
-            shape = (*many, length, rows) if transpose else (*many, rows, length)
-            a = jnp.asarray(rng.standard_normal(shape, np.float32))
+            a = jnp.asarray(rng.standard_normal((*many, rows, length), np.float32))
             b = jnp.asarray(rng.standard_normal((*many, length, columns), np.float32))
-            expected = (a.mT if transpose else a) @ b
-            actual = jax.jit(matmul, static_argnums=2)(a, b, transpose)
+            expected = a @ b
+            pairs = zip((a, b), transposed, strict=True)
+            a, b = (x.mT if transpose else x for x, transpose in pairs)
+            actual = jax.jit(matmul, static_argnums=(2, 3))(a, b, *transposed)
             assert jnp.abs(actual - expected).max() <= 1e-5 * jnp.abs(expected).max()
     for n, height, width, i, o, window, strides, padding in (
         (2, 8, 8, 16, 32, (3, 3), (1, 1), ((1, 1), (1, 1))),

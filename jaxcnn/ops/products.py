@@ -10,9 +10,14 @@ from jax import lax
 from jaxcnn.ops import onednn
 
 
-def product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Return a b, [..., M, N], of a [..., M, K] and b [..., K, N], both in float32."""
-    return onednn.matmul(a, b) if onednn.available() else lax.batch_matmul(a, b)
+def product(a: jax.Array, b: jax.Array, transpose_b: bool = False) -> jax.Array:
+    """Return a b, [..., M, N], of a [..., M, K] and b [..., K, N], both in float32.
+
+    With `transpose_b`, b is [..., N, K].
+    """
+    if onednn.available():
+        return onednn.matmul(a, b, transpose_b=transpose_b)
+    return lax.batch_matmul(a, b.mT if transpose_b else b)
 
 
 def transposed_product(a: jax.Array, b: jax.Array) -> jax.Array:

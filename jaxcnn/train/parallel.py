@@ -4,10 +4,24 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jaxlib
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxcnn.ops import onednn
+
 AXIS = "batch"
+
+
+def compiler_options(platform: str) -> dict[str, str | bool]:
+    """Return what a platform's compiler is told, where its version is known to understand it.
+
+    On CPU: to order a program's operations for the least memory, which costs no time. A step of
+    ResNet18 takes a quarter less than in the order that suits concurrency.
+    """
+    if platform == "cpu" and jaxlib.__version__ in onednn.TESTED:
+        return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+    return {}
 
 
 class DataParallel:
@@ -69,8 +83,9 @@ class DataParallel:
             *args: arrays from `replicate` and, last, from `share`.
             donate: positions of the arguments whose memory the results may take over.
         """
+        options = compiler_options(self.platform)
         if self.axis_name is None:
-            return jax.jit(program, donate_argnums=donate).lower(*args).compile()
+            return jax.jit(program, donate_argnums=donate).lower(*args).compile(options)
         mapped = jax.pmap(
             program,
             axis_name=self.axis_name,
@@ -79,4 +94,4 @@ class DataParallel:
             devices=self.devices,
             donate_argnums=donate,
         )
-        return mapped.lower(*args).compile()
+        return mapped.lower(*args).compile(options)

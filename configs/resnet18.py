@@ -3,7 +3,7 @@
 python train.py --config configs/resnet18.py
 
 Two cores of an AMD EPYC (Zen 5): 0.8 seconds a step, so about six minutes an epoch.
-Test accuracy after one epoch, seed 0: 0.8692. Not yet trained for all ten.
+Test accuracy after one epoch, seed 0: 0.8730. Not yet trained for all ten.
 """
 
 from ml_collections import ConfigDict

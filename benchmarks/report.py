@@ -107,6 +107,8 @@ def draw(path: Path) -> None:
     for i, side in enumerate(COLORS):
         one = {"median": 1.0, "min": 1.0, "max": 1.0}
         groups = [group for group, r in enumerate(results) if side in r["sides"]]
+        if not groups:
+            continue
         ratios = [results[group]["sides"][side].get("ratio", one) for group in groups]
         medians = [ratio["median"] for ratio in ratios]
         errors = [
@@ -119,7 +121,8 @@ def draw(path: Path) -> None:
     axes.set_xticks(range(len(results)), names, fontsize=8)
     axes.axhline(1, color="black", linewidth=0.6)
     axes.set_ylabel("time of a step / ours")
-    axes.legend(frameon=False, fontsize=8)
+    axes.margins(y=0.2)
+    axes.legend(frameon=False, fontsize=8, ncols=len(COLORS), loc="upper left")
     figure.savefig(path, dpi=120)
 
 

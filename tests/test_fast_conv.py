@@ -277,36 +277,44 @@ def test_the_same_bits_in_every_process(run_python):
     assert len(first) > 64
 
 
-POOLS = [((4, 8, 6, 2), (2, None, 0)), ((2, 7, 9, 3), ((3, 2), None, 0)), ((2, 8, 6, 2), (3, 2, 1))]
+POOLS = [
+    (ops.max_pool, (4, 8, 6, 2), (2, None, 0)),
+    (ops.max_pool, (2, 7, 9, 3), ((3, 2), None, 0)),
+    (ops.max_pool, (2, 8, 6, 2), (3, 2, 1)),
+    (ops.avg_pool, (4, 8, 6, 2), (2, None, 0)),
+    (ops.avg_pool, (2, 7, 9, 3), ((4, 2), None, 0)),
+    (ops.avg_pool, (2, 20, 17, 3), ((4, 8), None, 0)),
+]
 
 
-@pytest.mark.parametrize(("shape", "window"), POOLS)
+@pytest.mark.parametrize(("op", "shape", "window"), POOLS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
-def test_every_transformation_of_max_pool(shape, window, dtype, monkeypatch):
+def test_every_transformation_of_pooling(op, shape, window, dtype, monkeypatch):
     with jax.enable_x64(dtype == "float64"):
         # whole numbers, so that there are ties and every sum is exact
         x, dx = (jnp.round(2 * random(3, *shape, seed=i)).astype(dtype) for i in (1, 2))
 
         def pool(x):
-            return ops.max_pool(x, *window)
+            return op(x, *window)
 
         def loss(x):
             return (pool(x) ** 3).sum()
 
-        def results():
+        def results(x, dx):
             hvp = jax.jvp(jax.grad(loss), (x[0],), (dx[0],))
             return (
                 jax.jvp(pool, (x[0],), (dx[0],)),
-                (jax.grad(loss)(x[0]), jax.jit(jax.grad(loss))(x[0]), hvp),
+                (jax.grad(loss)(x[0]), hvp),
                 (jax.vmap(pool)(x), jax.vmap(jax.grad(loss))(x), jax.pmap(jax.grad(loss))(x)),
                 jax.grad(jax.checkpoint(loss))(x[0]),
                 jax.lax.scan(lambda c, x: (c + jax.grad(loss)(x), None), x[0] * 0, x)[0],
             )
 
-        ours = results()
+        ours = jax.grad(loss)(x[0]), jax.jit(results)(x, dx)
         monkeypatch.setenv("JAXCNN_IMPLEMENTATION", "xla")
         jax.clear_caches()
-        jax.tree.map(np.testing.assert_array_equal, ours, results())
+        theirs = jax.grad(loss)(x[0]), jax.jit(results)(x, dx)
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 def test_max_pool_is_xlas_on_accelerators_and_not_on_cpu():

@@ -191,6 +191,11 @@ def test_jit_vmap_and_pmap_agree_with_the_plain_call(name, dtype):
                 assert_close(actual, np.stack(expected), dtype)
 
 
+def test_averages_of_bfloat16_are_summed_in_float32():
+    x = jnp.array([[256, 1], [1, 1]], jnp.bfloat16)  # in which 256 + 1 is 256
+    assert ops.avg_pool(x[None, :, :, None], 2) == 65
+
+
 def test_integers():
     x = jnp.arange(9).reshape(3, 3)
     assert ops.corr2d(x, x[:2, :2]).tolist() == [[26, 34], [50, 58]]

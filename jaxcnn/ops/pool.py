@@ -1,5 +1,6 @@
 """Pooling: the book's single-image form and the batched form that the models use."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import NamedTuple
@@ -87,7 +88,7 @@ def avg_pool(
     height, width = places.window
     is_fast = choose_implementation(implementation) != "xla"
     if is_fast and places.tile:
-        total = _tiles(images, places).sum(axis=(2, 4))
+        total = _tile_sums(images, places)
     else:
         total = _reduce_windows(images, 0.0, lax.add, places)
     return total / (height * width)
@@ -141,6 +142,7 @@ class _Places(NamedTuple):
 
 TILES_OF_2 = _Places((2, 2), (2, 2), (0, 0))
 HALVING = _Places((3, 3), (2, 2), (1, 1))  # of ResNet's stem
+_MOST_PIXELS = 16  # of a window; each is a slice of its own to compile
 
 
 def _check(
@@ -216,6 +218,30 @@ def _tiles(images: jax.Array, places: _Places) -> jax.Array:
     return images[:, : rows * kh, : columns * kw].reshape(n, rows, kh, columns, kw, channels)
 
 
+def _pixels(images: jax.Array, places: _Places) -> list[jax.Array]:
+    """Return the pixels of windows side by side, row by row, each as [N, H', W', C]."""
+    kh, kw = places.window
+    rows, columns = images.shape[1] // kh * kh, images.shape[2] // kw * kw
+    return [images[:, a:rows:kh, b:columns:kw] for a in range(kh) for b in range(kw)]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _tile_sums(images: jax.Array, places: _Places) -> jax.Array:
+    """Return the sums of windows side by side, small ones by whole arrays: faster on CPU."""
+    if math.prod(places.window) > _MOST_PIXELS:
+        return _tiles(images, places).sum(axis=(2, 4))
+    images_or_float32 = images.astype(np.promote_types(images.dtype, np.float32))
+    return reduce(jnp.add, _pixels(images_or_float32, places)).astype(images.dtype)
+
+
+@_tile_sums.defjvp
+def _tile_sums_jvp(
+    places: _Places, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Sum the tangent as cut tiles, whose transpose is one broadcast, not many paddings."""
+    return _tile_sums(*primals, places), _tiles(*tangents, places).sum(axis=(2, 4))
+
+
 def _first_maximum(pixels: Sequence[jax.Array]) -> jax.Array:
     """Return which of several arrays has the maximum, float32, and of equal ones the first, as XLA.
 
@@ -234,10 +260,7 @@ def _first_maximum(pixels: Sequence[jax.Array]) -> jax.Array:
 def _tile_tangent(images: jax.Array, tangent: jax.Array, places: _Places) -> jax.Array:
     """Return the tangents of the maxima of windows side by side; linear in `tangent`."""
     kh, kw = places.window
-    rows, columns = images.shape[1] // kh * kh, images.shape[2] // kw * kw
-    index = _first_maximum(
-        [images[:, a:rows:kh, b:columns:kw] for a in range(kh) for b in range(kw)]
-    )
+    index = _first_maximum(_pixels(images, places))
     number = jnp.arange(kh * kw, dtype=index.dtype).reshape(1, 1, kh, 1, kw, 1)
     chosen = index[:, :, None, :, None] == number
     return jnp.where(chosen, _tiles(tangent, places), 0).sum(axis=(2, 4))

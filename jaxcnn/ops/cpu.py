@@ -3,7 +3,8 @@
 | pass            | how                                               | otherwise                |
 |-----------------|---------------------------------------------------|--------------------------|
 | forward         | oneDNN; Winograd's products for 3 x 3 at stride 1 | XLA's                    |
-|                 | with many channels                                |                          |
+|                 | with many channels; banded for one channel of     |                          |
+|                 | small images                                      |                          |
 | images_gradient | as forward, of g with the kernel turned; at       | XLA's                    |
 |                 | strides above 1, once for each kind of pixel;     |                          |
 |                 | banded for few channels of small images           |                          |
@@ -20,6 +21,8 @@ products. `benchmarks/conv.py` has the figures, shape by shape.
 The signatures are those of `jaxcnn.ops.passes`, which these functions serve. All are deterministic.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -40,6 +43,7 @@ _CHUNK_BYTES = 4 << 20  # of rearranged images: large enough for a fast product,
 _SMALL = 50_000_000  # multiply-adds; below, without oneDNN, XLA's own kernel gradient is faster
 _BANDED = 1_000_000  # multiply-adds of an image; below, as in LeNet, one banded product is fastest
 _LANES = 16  # channels that fill a vector register
+_MOST_SPREAD = 96  # numbers of a block of g to spread; with fewer, spreading costs more
 _FEW_CHANNELS = 32  # below, laying both operands out costs more than the larger product gains
 _LARGE_CHUNK = 16 << 20  # where the product of a chunk is large too, or an image takes little
 _WINOGRAD = 64 * 64  # channels times features; below, the sums cost more than the products saved
@@ -49,8 +53,19 @@ _LARGEST_WINDOW = 64  # pixels; beyond, the rearranged images would take much me
 
 
 def forward(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    """Return the convolution [N, H', W', O] of images [N, H, W, I] and kernel [kh, kw, I, O]."""
-    if _is_empty(images, kernel) or not onednn.available():
+    """Return the convolution [N, H', W', O] of images [N, H, W, I] and kernel [kh, kw, I, O].
+
+    From one channel of small images, one banded product, with pixels rearranged as the kernel
+    gradient needs them too: a program with both does so once.
+    """
+    channels, features = kernel.shape[2:]
+    if _is_empty(images, kernel):
+        return xla_forward(images, kernel, geometry)
+    if channels == 1 and _banded_work(channels, features, geometry) < _BANDED:
+        banded = partial(_banded_forward, kernel=kernel, geometry=geometry)
+        image_bytes = _banded_bytes(channels, features, geometry)
+        return _map_over_chunks(banded, images, image_bytes, _LARGE_CHUNK)
+    if not onednn.available():
         return xla_forward(images, kernel, geometry)
     (p, q) = geometry.padding
     return _conv(images, kernel, geometry.strides, ((p, p), (q, q)))
@@ -97,7 +112,8 @@ def images_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.
     if _is_empty(g, kernel) or not onednn.available():
         return xla_images_gradient(g, kernel, geometry)
     (height, width), (s, t) = geometry.image, geometry.strides
-    if kernel.shape[2] < _LANES and _banded_work(g, kernel.shape[2], geometry) < _BANDED:
+    channels, features = kernel.shape[2:]
+    if channels < _LANES and _banded_work(channels, features, geometry) < _BANDED:
         return _banded_images_gradient(g, kernel, geometry)
     kinds = [[_every_stride(g, kernel, geometry, (i, j)) for j in range(t)] for i in range(s)]
     if s == t == 1:
@@ -108,23 +124,25 @@ def images_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.
 
 
 def _banded_images_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    """Return the gradient by the images: the rows of g times a band, the kernel once per column."""
-    (kh, kw), (s, t), (p, q) = geometry.window, geometry.strides, geometry.padding
+    """Return the gradient by the images: blocks of a row of g times a band, then spread."""
+    (s, t), (p, q) = geometry.strides, geometry.padding
     (batch, height, width, features), channels = g.shape, kernel.shape[2]
     rows, columns = geometry.image[0] + 2 * p, geometry.image[1] + 2 * q
-    zero = jnp.zeros((), g.dtype)
-    sides = [(t * j, columns - kw - t * j, 0) for j in range(width)]
-    places = [lax.pad(kernel, zero, ((0, 0, 0), side, (0, 0, 0), (0, 0, 0))) for side in sides]
-    band = jnp.stack(places).transpose(0, 4, 1, 2, 3)  # [W', O, kh, W, I], W with padding
+    block = _block(width, features, _MOST_SPREAD)
+    band = _band(kernel, block, geometry)
     products = product(
-        g.reshape(batch * height, width * features), band.reshape(width * features, -1)
-    )
-    by_row = products.reshape(batch, height, kh, columns * channels)
+        g.reshape(-1, block * features), band.reshape(-1, block * features), transpose_b=True
+    ).reshape(batch, height, width // block, band.shape[0], -1)
     below = rows - s * (height - 1) - 1
-    spread = [
-        lax.pad(by_row[:, :, a], zero, ((0, 0, 0), (a, below - a, s - 1), (0, 0, 0)))
-        for a in range(kh)
-    ]
+    spread = []
+    for i, a in itertools.product(*map(range, products.shape[2:4])):
+        left = t * block * i
+        right = columns - left - band.shape[1]
+        sides = (left * channels, right * channels, 0)
+        zero = jnp.zeros((), g.dtype)
+        spread.append(
+            lax.pad(products[:, :, i, a], zero, ((0, 0, 0), (a, below - a, s - 1), sides))
+        )
     dx = sum(spread[1:], start=spread[0]).reshape(batch, rows, columns, channels)
     return dx[:, p : rows - p, q : columns - q]
 
@@ -166,12 +184,11 @@ def kernel_gradient(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.
     small = g.size * kh * kw * channels < _SMALL
     if _is_empty(images, g) or kh * kw > _LARGEST_WINDOW or (small and not onednn.available()):
         return xla_kernel_gradient(images, g, geometry)
-    if _banded_work(g, channels, geometry) < _BANDED:
-        block = _block(width, features)
-        blocks, block_columns = width // block, _columns(width, features, geometry)
-        image_bytes = 4 * kh * height * blocks * block_columns * channels
+    if _banded_work(channels, features, geometry) < _BANDED:
+        image_bytes = _banded_bytes(channels, features, geometry)
         total = _sum_over_chunks(_banded_product, images, g, geometry, image_bytes, _LARGE_CHUNK)
-        diagonals = [total[j, :, :, j * geometry.strides[1] :][:, :, :kw] for j in range(block)]
+        t = geometry.strides[1]
+        diagonals = [block[:, :, t * j : t * j + kw] for j, block in enumerate(total)]
         return sum(diagonals[1:], start=diagonals[0]).transpose(1, 2, 3, 0)
     if channels == 1:
         image_bytes = 4 * kh * kw * height * width
@@ -205,46 +222,82 @@ def _suits_winograd(
     )
 
 
-def _banded_work(g: jax.Array, channels: int, geometry: Geometry) -> int:
+def _banded_work(channels: int, features: int, geometry: Geometry) -> int:
     """Return the multiply-adds for an image where whole rows are multiplied."""
-    _, height, width, features = g.shape
+    height, width = geometry.output
     columns = geometry.image[1] + 2 * geometry.padding[1]
     return geometry.window[0] * height * width * features * columns * channels
 
 
-def _banded_product(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
-    """Return [B, O, kh, columns, I]: B pixels of g times all pixels that they meet, in one product.
+def _banded_bytes(channels: int, features: int, geometry: Geometry) -> int:
+    """Return the bytes of an image's `_banded_pixels`."""
+    height, width = geometry.output
+    block = _block(width, features)
+    columns = _columns(block, geometry)
+    return 4 * height * (width // block) * geometry.window[0] * columns * channels
 
-    Only the band of pixels that the kernel meets is of use, but for few channels a product of whole
-    blocks is faster than what would save the rest. B is that of `_block`.
+
+def _banded_pixels(images: jax.Array, features: int, geometry: Geometry) -> jax.Array:
+    """Return [N, H', W' / B, kh, columns, I]: the pixels that each block of the output meets.
+
+    A block is B pixels of a row. Multiplied with whole blocks, of use is only the band of pixels
+    that the kernel meets, but for few channels that is faster than what would save the rest.
     """
     (kh, _), (s, t), (p, q) = geometry.window, geometry.strides, geometry.padding
-    batch, height, width, features = g.shape
-    block, columns = _block(width, features), _columns(width, features, geometry)
+    height, width = geometry.output
+    block = _block(width, features)
+    columns = _columns(block, geometry)
     x = jnp.pad(images, ((0, 0), (p, p), (q, q), (0, 0)))
     rows = [x[:, a : a + s * (height - 1) + 1 : s] for a in range(kh)]
     blocks = [
         jnp.stack([row[:, :, left : left + columns] for row in rows], axis=2)
         for left in range(0, t * width, t * block)
     ]
-    pixels = jnp.stack(blocks, axis=2)  # [N, H', W' / B, kh, columns, I]
-    products = transposed_product(
-        g.reshape(-1, block * features), pixels.reshape(batch * height * len(blocks), -1)
-    )
+    return jnp.stack(blocks, axis=2)
+
+
+def _banded_forward(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return the convolution, by one product of the pixels that each block of it meets."""
+    features = kernel.shape[3]
+    pixels = _banded_pixels(images, features, geometry)
+    band = _band(kernel, _block(geometry.output[1], features), geometry)
+    y = product(pixels.reshape(-1, math.prod(pixels.shape[3:])), band.reshape(-1, band.shape[3]))
+    return y.reshape(len(images), *geometry.output, features)
+
+
+def _band(kernel: jax.Array, block: int, geometry: Geometry) -> jax.Array:
+    """Return [kh, columns, I, B O]: the kernel where each of B pixels in a row meets images."""
+    kw, t = geometry.window[1], geometry.strides[1]
+    columns = _columns(block, geometry)
+    zero = jnp.zeros((), kernel.dtype)
+    sides = [(t * j, columns - kw - t * j, 0) for j in range(block)]
+    places = [lax.pad(kernel, zero, ((0, 0, 0), side, (0, 0, 0), (0, 0, 0))) for side in sides]
+    return jnp.concatenate(places, axis=3)
+
+
+def _banded_product(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return [B, O, kh, columns, I]: the pixels of each block of g times all that they meet."""
+    features = g.shape[3]
+    block = _block(geometry.output[1], features)
+    pixels = _banded_pixels(images, features, geometry)
+    of_blocks = g.reshape(-1, block * features)
+    products = transposed_product(of_blocks, pixels.reshape(len(of_blocks), -1))
     return products.reshape(block, features, *pixels.shape[3:])
 
 
-def _block(width: int, features: int) -> int:
-    """Return how many pixels of a row of g to multiply at a time; they divide the row.
+def _block(width: int, features: int, most: int = 2 * _LANES) -> int:
+    """Return how many pixels of a row of the output to multiply at a time; they divide the row.
 
-    With their features they fill two vector registers at most: more would waste more products.
+    With their features they are at most so many numbers: more would waste more products.
     """
-    return max(n for n in range(1, width + 1) if width % n == 0 and (n == 1 or n * features <= 32))
+    return max(
+        n for n in range(1, width + 1) if width % n == 0 and (n == 1 or n * features <= most)
+    )
 
 
-def _columns(width: int, features: int, geometry: Geometry) -> int:
-    """Return how many columns of images such a block of g meets."""
-    return geometry.strides[1] * (_block(width, features) - 1) + geometry.window[1]
+def _columns(block: int, geometry: Geometry) -> int:
+    """Return how many columns of images a block of so many pixels meets."""
+    return geometry.strides[1] * (block - 1) + geometry.window[1]
 
 
 def _product_of_shifted(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 from jax import lax
 
+from jaxcnn.ops.sizes import conv_output_size
+
 
 class Geometry(NamedTuple):
     """What the shapes of two operands leave open; pairs are (vertical, horizontal).
@@ -22,6 +24,13 @@ class Geometry(NamedTuple):
     strides: tuple[int, int]
     padding: tuple[int, int]
     precision: lax.PrecisionLike = None
+
+    @property
+    def output(self) -> tuple[int, int]:
+        """(H', W') of the convolution."""
+        sizes = zip(self.image, self.window, self.padding, self.strides, strict=True)
+        height, width = (conv_output_size(*size) for size in sizes)
+        return height, width
 
 
 def xla_forward(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:

@@ -10,9 +10,9 @@
 |                 | banded for few channels of small images           |                          |
 | kernel_gradient | matrix products (oneDNN's where it is there):     | XLA's: large windows,    |
 |                 | banded for small images, by pixel for one         | small work where oneDNN  |
-|                 | channel, Winograd's for 3 x 3 at stride 1 with    | is not there             |
-|                 | many channels, of shifted images and shifted      |                          |
-|                 | g with some, by row for the rest                  |                          |
+|                 | channel, Winograd's for 3 x 3 at stride 1 from 16 | is not there             |
+|                 | channels on, of shifted images and shifted g for  |                          |
+|                 | others from 32 on, by row for the rest            |                          |
 
 XLA's kernel gradient is a convolution whose kernel is as large as the image, which is where its
 time goes: on two Zen 5 cores it runs at a fifth to a half of the rate of the same work as matrix
@@ -46,8 +46,8 @@ _LANES = 16  # channels that fill a vector register
 _MOST_SPREAD = 96  # numbers of a block of g to spread; with fewer, spreading costs more
 _FEW_CHANNELS = 32  # below, laying both operands out costs more than the larger product gains
 _LARGE_CHUNK = 16 << 20  # where the product of a chunk is large too, or an image takes little
-_WINOGRAD = 64 * 64  # channels times features; below, the sums cost more than the products saved
-_WINOGRAD_CONV = 64 * 128  # the same for convolutions, which oneDNN has in one call
+_WINOGRAD = 16  # channels and features; below, the sums cost more than the products saved
+_WINOGRAD_CONV = 64 * 128  # channels times features, for convolutions: oneDNN has one call for them
 _WINOGRAD_TILES = 64  # in all; below, the sums after the product do
 _LARGEST_WINDOW = 64  # pixels; beyond, the rearranged images would take much memory
 
@@ -194,7 +194,7 @@ def kernel_gradient(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.
         image_bytes = 4 * kh * kw * height * width
         total = _sum_over_chunks(_products_by_pixel, images, g, geometry, image_bytes)
         return total.reshape(kh, kw, 1, features)
-    if channels * features >= _WINOGRAD and _suits_winograd(
+    if min(channels, features) >= _WINOGRAD and _suits_winograd(
         geometry.window, geometry.strides, len(images), g.shape[1:3]
     ):
         points, tiles = winograd.counts(g.shape[1:3])
@@ -337,19 +337,18 @@ def _products_by_row(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax
 
 
 def _products_by_pixel(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
-    """Return the kernel gradient for one channel as [kh kw, O], by one product over all pixels.
+    """Return the kernel gradient for one channel as [kh kw, O], by one product for each image.
 
     One value for each pixel of the window, laid side by side, would leave most of a vector register
     empty, so the pixels run along it: [kh kw, pixels] times [pixels, O].
     """
     (kh, kw), (s, t), (p, q) = geometry.window, geometry.strides, geometry.padding
-    _, height, width, features = g.shape
+    batch, height, width, features = g.shape
     x = jnp.pad(images[..., 0], ((0, 0), (p, p), (q, q)))
     rows, columns = s * (height - 1) + 1, t * (width - 1) + 1
-    shifted = [
-        x[:, a : a + rows : s, b : b + columns : t].ravel() for a in range(kh) for b in range(kw)
-    ]
-    return product(jnp.stack(shifted), g.reshape(-1, features))
+    shifted = [x[:, a : a + rows : s, b : b + columns : t] for a in range(kh) for b in range(kw)]
+    by_pixel = jnp.stack(shifted, axis=1).reshape(batch, kh * kw, height * width)
+    return product(by_pixel, g.reshape(batch, height * width, features)).sum(axis=0)
 
 
 def _sum_over_chunks(

@@ -51,6 +51,18 @@ def small_config(**changes):
     return config
 
 
+def test_a_run_starts_from_the_weights_that_create_train_state_makes(run_python):
+    """Though compiled otherwise; in a process of its own, where LLVM optimises as for users."""
+    code = (
+        "import functools, jax, numpy as np, optax; from jaxcnn.models import LeNet;"
+        "from jaxcnn.train import create_train_state; from jaxcnn.train.parallel import *;"
+        "make = functools.partial(create_train_state, LeNet(), optax.sgd(0.1), (28, 28, 1), 3);"
+        "pair = DataParallel(1).run_once(make), make();"
+        "print(jax.tree.all(jax.tree.map(np.array_equal, *pair)), len(jax.tree.leaves(pair)))"
+    )
+    assert run_python("-c", code).stdout == "True 22\n"
+
+
 def test_step_is_gradient_descent_on_the_mean_cross_entropy():
     model, optimizer = LeNetModern(), optax.sgd(0.1)
     state = create_train_state(model, optimizer, (28, 28, 1))

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -59,7 +60,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> TrainState:
     )
     optimizer = create_optimizer(config)
     image_shape = (config.image_size, config.image_size, train.images.shape[3])
-    state = create_train_state(model, optimizer, image_shape, config.seed, dtype)
+    state = parallel.run_once(
+        partial(create_train_state, model, optimizer, image_shape, config.seed, dtype)
+    )
     num_steps = config.num_epochs * -(-len(train.labels) // config.batch_size)
     digests = {"train": train.digest(), "test": test.digest()}
     environment = describe_environment(parallel.devices)

@@ -45,9 +45,9 @@ _BANDED = 1_000_000  # multiply-adds of an image; below, as in LeNet, one banded
 _LANES = 16  # channels that fill a vector register
 _MOST_SPREAD = 96  # numbers of a block of g to spread; with fewer, spreading costs more
 _FEW_CHANNELS = 32  # below, laying both operands out costs more than the larger product gains
-_LARGE_CHUNK = 16 << 20  # where the product of a chunk is large too, or an image takes little
+_LARGE_CHUNK = 8 << 20  # where the product of a chunk is large too, or an image takes little
 _WINOGRAD = 16  # channels and features; below, the sums cost more than the products saved
-_WINOGRAD_CONV = 64 * 128  # channels times features, for convolutions: oneDNN has one call for them
+_WINOGRAD_CONV = 128 * 128  # channels times features, for convolutions: oneDNN has a call for them
 _WINOGRAD_TILES = 64  # in all; below, the sums after the product do
 _LARGEST_WINDOW = 64  # pixels; beyond, the rearranged images would take much memory
 

@@ -79,8 +79,9 @@ def test_all_passes_match_float64(shape, monkeypatch):
     monkeypatch.setattr(cpu, "_LANES", np.inf)
     monkeypatch.setattr(cpu, "_LARGE_CHUNK", 1 << 12)
     geometry = Geometry(size, window, strides, padding)
-    for limit in (np.inf, 0):
-        monkeypatch.setattr(cpu, "_WINOGRAD_CONV", limit)
+    for rows, tiles in ((np.inf, np.inf), (0, np.inf), (0, 0)):  # oneDNN's, by rows, by tiles
+        monkeypatch.setattr(cpu, "_WINOGRAD_ROWS", rows)
+        monkeypatch.setattr(cpu, "_WINOGRAD_CONV", tiles)
         for a, e in (
             (cpu.images_gradient(g, k, geometry), expected[1]),
             (cpu.forward(x, k, geometry), expected[0]),

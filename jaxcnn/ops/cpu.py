@@ -3,8 +3,8 @@
 | pass            | how                                               | otherwise                |
 |-----------------|---------------------------------------------------|--------------------------|
 | forward         | oneDNN; Winograd's products for 3 x 3 at stride 1 | XLA's                    |
-|                 | with many channels; banded for one channel of     |                          |
-|                 | small images                                      |                          |
+|                 | from 128 channels on, by rows from 64 on in small |                          |
+|                 | images; banded for one channel of smaller ones    |                          |
 | images_gradient | as forward, of g with the kernel turned; at       | XLA's                    |
 |                 | strides above 1, once for each kind of pixel;     |                          |
 |                 | banded for few channels of small images           |                          |
@@ -48,6 +48,8 @@ _FEW_CHANNELS = 32  # below, laying both operands out costs more than the larger
 _LARGE_CHUNK = 8 << 20  # where the product of a chunk is large too, or an image takes little
 _WINOGRAD = 16  # channels and features; below, the sums cost more than the products saved
 _WINOGRAD_CONV = 128 * 128  # channels times features, for convolutions: oneDNN has a call for them
+_WINOGRAD_ROWS = 64 * 64  # the same, for those by tiles of rows
+_ROWS_BYTES = 1 << 20  # of an image in those; with more, a core's cache does not hold them
 _WINOGRAD_TILES = 64  # in all; below, the sums after the product do
 _LARGEST_WINDOW = 64  # pixels; beyond, the rearranged images would take much memory
 
@@ -84,18 +86,28 @@ def _conv(
         for length, pads, window in zip(images.shape[1:3], padding, kernel.shape, strict=False)
     ]
     channels, features = kernel.shape[2:]
-    if channels * features < _WINOGRAD_CONV or not _suits_winograd(
-        kernel.shape[:2], strides, len(images), size
-    ):
+    suits = _suits_winograd(kernel.shape[:2], strides, len(images), size)
+    by_rows = 4 * winograd.cut(size[0]).size * size[1] * (channels + features)
+    conv: Callable
+    if suits and channels * features >= _WINOGRAD_CONV:
+        points, tiles = winograd.counts(size)
+        image_bytes = 4 * points * tiles * (channels + features)
+        values = winograd.kernel_values(kernel, size)
+        conv = partial(
+            winograd.conv,
+            values=values,
+            padding=(padding[0][0], padding[1][0]),
+            size=size,
+            transpose_kernel=transpose_kernel,
+        )
+    elif suits and channels * features >= _WINOGRAD_ROWS and by_rows <= _ROWS_BYTES:
+        image_bytes = by_rows
+        kernel = kernel.swapaxes(2, 3) if transpose_kernel else kernel
+        values = winograd.kernel_values_of_rows(kernel, size[0])
+        conv = partial(winograd.conv_of_rows, values=values, padding=padding, height=size[0])
+    else:
         return onednn.conv(images, kernel, strides, padding, transpose_kernel)
-    points, tiles = winograd.counts(size)
-    values = winograd.kernel_values(kernel, size)
-    image_bytes = 4 * points * tiles * (channels + features)
     chunk_bytes = max(_LARGE_CHUNK, 4 * values.size)  # they are read for each chunk
-    before = padding[0][0], padding[1][0]
-    conv = partial(
-        winograd.conv, values=values, padding=before, size=size, transpose_kernel=transpose_kernel
-    )
     return _map_over_chunks(conv, images, image_bytes, chunk_bytes)
 
 

@@ -17,6 +17,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -35,15 +36,17 @@ def conv(
     strides: tuple[int, int],
     padding: tuple[tuple[int, int], tuple[int, int]],
     transpose_kernel: bool = False,
+    groups: int = 1,
 ) -> jax.Array:
     """Convolve without checks: float32, no empty axis, only where `available()`.
 
     Args:
         images: [N, H, W, I].
-        kernel: [kh, kw, I, O].
+        kernel: [kh, kw, I / groups, O].
         strides: (vertical, horizontal).
         padding: ((above, below), (left, right)), none below zero.
-        transpose_kernel: whether the kernel is [kh, kw, O, I] instead.
+        transpose_kernel: whether the kernel is [kh, kw, O, I] instead; with one group only.
+        groups: of channels, each with its own share of the features.
 
     Returns:
         [N, H', W', O].
@@ -67,7 +70,7 @@ def conv(
         "kernel": {"filter": kernel_layout},
         "output": {"data": layout},
         "window": window,
-        "feature_groups": "1",
+        "feature_groups": str(groups),
     }
     size = [
         (images.shape[axis + 1] + sum(padding[axis]) - kernel.shape[axis]) // strides[axis] + 1
@@ -192,6 +195,15 @@ def _probe() -> None:
             given = k.swapaxes(2, 3) if transpose else k
             actual = jax.jit(conv, static_argnums=(2, 3, 4))(x, given, strides, padding, transpose)
             assert jnp.abs(actual - expected).max() <= 1e-5 * jnp.abs(expected).max()
+    for groups, i, o in ((6, 64, 64), (4, 3, 5)):
+        x = jnp.asarray(rng.standard_normal((2, 3, 9, groups * i), np.float32))
+        k = jnp.asarray(rng.standard_normal((1, 3, i, groups * o), np.float32))
+        padding = ((0, 0), (1, 1))
+        expected = lax.conv_general_dilated(
+            x, k, (1, 1), padding, dimension_numbers=numbers, feature_group_count=groups
+        )
+        actual = jax.jit(partial(conv, strides=(1, 1), padding=padding, groups=groups))(x, k)
+        assert jnp.abs(actual - expected).max() <= 1e-5 * jnp.abs(expected).max()
     print("right")
 
 

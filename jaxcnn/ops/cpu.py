@@ -47,10 +47,10 @@ _MOST_SPREAD = 96  # numbers of a block of g to spread; with fewer, spreading co
 _FEW_CHANNELS = 32  # below, laying both operands out costs more than the larger product gains
 _LARGE_CHUNK = 8 << 20  # where the product of a chunk is large too, or an image takes little
 _WINOGRAD = 16  # channels and features; below, the sums cost more than the products saved
+_WINOGRAD_TILES = 64  # in all; below, the sums after the product do
 _WINOGRAD_CONV = 128 * 128  # channels times features, for convolutions: oneDNN has a call for them
 _WINOGRAD_ROWS = 64 * 64  # the same, for those by tiles of rows
 _ROWS_BYTES = 1 << 20  # of an image in those; with more, a core's cache does not hold them
-_WINOGRAD_TILES = 64  # in all; below, the sums after the product do
 _LARGEST_WINDOW = 64  # pixels; beyond, the rearranged images would take much memory
 
 

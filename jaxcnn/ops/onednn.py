@@ -17,7 +17,6 @@ import os
 import platform
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -202,7 +201,9 @@ def _probe() -> None:
         expected = lax.conv_general_dilated(
             x, k, (1, 1), padding, dimension_numbers=numbers, feature_group_count=groups
         )
-        actual = jax.jit(partial(conv, strides=(1, 1), padding=padding, groups=groups))(x, k)
+        actual = jax.jit(functools.partial(conv, strides=(1, 1), padding=padding, groups=groups))(
+            x, k
+        )
         assert jnp.abs(actual - expected).max() <= 1e-5 * jnp.abs(expected).max()
     print("right")
 

@@ -41,8 +41,7 @@ def jaxcnn_steps(model: Any, size: int, batch: int) -> tuple[Any, dict[str, Any]
     from jax import lax
 
     from jaxcnn.inspect import layer_summary
-    from jaxcnn.ops import onednn
-    from jaxcnn.ops.implementation import choose_implementation
+    from jaxcnn.ops.implementation import choose_implementation, fast_in_loops
     from jaxcnn.train import create_train_state, train_step
     from jaxcnn.train.parallel import compiler_options
 
@@ -66,7 +65,7 @@ def jaxcnn_steps(model: Any, size: int, batch: int) -> tuple[Any, dict[str, Any]
         return step(state, images, labels)
 
     is_ours = choose_implementation() == "auto"
-    has_loop = is_ours and onednn.available()
+    has_loop = fast_in_loops(jnp.float32)
     options = compiler_options(jax.default_backend()) if is_ours else {}
     start = time.perf_counter()
     program = jax.jit(steps if has_loop else one_step, donate_argnums=0)
@@ -229,7 +228,7 @@ def main() -> None:
     parser.add_argument("--allocators", nargs="+", default=["plain", "tuned"], choices=ALLOCATORS)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="per side and round, at least")
+    parser.add_argument("--seconds", type=float, default=4.0, help="per side and round, at least")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/train_step.json")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     options = parser.parse_args()

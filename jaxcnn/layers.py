@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax import lax
 
 from jaxcnn.ops import avg_pool, conv2d, corr2d, max_pool
+from jaxcnn.ops.memory import keep
 from jaxcnn.ops.sizes import IntOrPair, as_pair
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "flatten",
     "global_avg_pool",
     "max_pool",
+    "relu",
 ]
 
 _kernel_init = nn.initializers.xavier_uniform()
@@ -189,7 +191,7 @@ class BatchNorm(nn.Module):
         # large, so first a value near it is taken away: the mean of one pixel in the middle.
         middle = x[:, *(slice(n // 2, n // 2 + 1) for n in x.shape[1:-1])]
         near_mean = lax.stop_gradient(self._over_devices(middle.mean(axis=0, keepdims=True)))
-        x = x - near_mean
+        x = keep(x - near_mean)  # else x and its input stay in memory until the backward pass
         axes = tuple(range(x.ndim - 1))
         moments = x.mean(axes, keepdims=True), jnp.square(x).mean(axes, keepdims=True)
         x_mean, x_square = self._over_devices(moments)
@@ -226,6 +228,25 @@ def at_least_float32(x: jax.Array) -> jax.Array:
     dtype('float32')
     """
     return x if jnp.finfo(x.dtype).bits > 32 else x.astype(jnp.float32)
+
+
+@jax.custom_jvp
+def relu(x: jax.Array) -> jax.Array:
+    """Return max(x, 0), as `jax.nn.relu` does, with the derivative 0 at 0.
+
+    The derivative is read off the result, which the next layer needs anyway, so that x need not
+    stay in memory until the backward pass.
+
+    >>> relu(jnp.array([-1.0, 0.0, 2.0])).tolist()
+    [0.0, 0.0, 2.0]
+    """
+    return keep(jnp.maximum(x, 0))
+
+
+@relu.defjvp
+def _relu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    y = relu(*primals)
+    return y, jnp.where(y > 0, tangents[0], 0)
 
 
 def global_avg_pool(images: jax.Array) -> jax.Array:

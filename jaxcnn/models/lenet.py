@@ -20,7 +20,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jaxcnn.layers import Conv, Dense, at_least_float32, avg_pool, flatten, max_pool
+from jaxcnn.layers import Conv, Dense, at_least_float32, avg_pool, flatten, max_pool, relu
 
 
 class LeNet(nn.Module):
@@ -75,5 +75,5 @@ class LeNet(nn.Module):
 class LeNetModern(LeNet):
     """LeNet with ReLU and max pooling (notebook 7.6, exercise); see `LeNet`."""
 
-    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    activation: Callable[[jax.Array], jax.Array] = relu
     pool: Callable[..., jax.Array] = max_pool

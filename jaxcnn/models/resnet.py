@@ -27,6 +27,7 @@ from jaxcnn.layers import (
     at_least_float32,
     global_avg_pool,
     max_pool,
+    relu,
 )
 
 
@@ -64,7 +65,7 @@ class Residual(nn.Module):
             BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name
         )
         y = conv(3, strides=self.strides, padding=1, name="conv1")(x)
-        y = nn.relu(norm(name="bn1")(y))
+        y = relu(norm(name="bn1")(y))
         y = conv(3, padding=1, name="conv2")(y)
         y = norm(name="bn2")(y)
         if self.use_1x1conv:
@@ -74,7 +75,7 @@ class Residual(nn.Module):
                 f"a residual block cannot add its input {x.shape} to its output {y.shape}; use "
                 "use_1x1conv=True where channels or strides change the shape"
             )
-        return nn.relu(y + x)
+        return relu(y + x)
 
 
 class ResNet(nn.Module):
@@ -111,7 +112,7 @@ class ResNet(nn.Module):
         stem: list[Callable] = [
             Conv(channels, 7, strides=2, padding=3, dtype=self.dtype, name="b1_conv"),
             norm(use_running_average=not train, name="b1_bn"),
-            nn.relu,
+            relu,
             partial(max_pool, window=3, strides=2, padding=1),
         ]
         stages = [

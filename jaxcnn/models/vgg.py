@@ -11,7 +11,9 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jaxcnn.layers import Conv, Dense, at_least_float32, flatten, max_pool
+from jaxcnn.layers import Conv, Dense, at_least_float32, flatten, max_pool, relu
+from jaxcnn.ops.implementation import fast_in_loops
+from jaxcnn.ops.memory import by_chunks
 
 # One (convolutions, channels) pair for each block.
 VGG11 = ((1, 64), (1, 128), (2, 256), (2, 512), (2, 512))
@@ -25,6 +27,8 @@ class VGGBlock(nn.Module):
         num_convs: how many convolutions.
         out_channels: O, of each of them.
         dtype: of the computation.
+        in_chunks: whether to go through the batch by chunks, on CPU and where that saves memory,
+            with the gradient computing the block again; nothing within it can then be captured.
 
     >>> block = VGGBlock(num_convs=2, out_channels=16)
     >>> block.init_with_output(jax.random.key(0), jax.numpy.ones((1, 8, 8, 3)))[0].shape
@@ -34,14 +38,20 @@ class VGGBlock(nn.Module):
     num_convs: int
     out_channels: int
     dtype: Any = None
+    in_chunks: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the block's feature maps."""
+        if self.in_chunks and not self.is_initializing():
+            whole = self.clone(parent=None, name=None, in_chunks=False)
+            _, height, width, _ = x.shape
+            image_bytes = height * width * self.out_channels * x.dtype.itemsize
+            return by_chunks(partial(whole.apply, self.variables), x, image_bytes)
         layers: list[Callable] = []
         for i in range(1, self.num_convs + 1):
             conv = Conv(self.out_channels, 3, padding=1, dtype=self.dtype, name=f"conv{i}")
-            layers += [conv, nn.relu]
+            layers += [conv, relu]
         return nn.Sequential([*layers, partial(max_pool, window=2)])(x)
 
 
@@ -76,8 +86,17 @@ class VGG(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Return the logits of images x; with `train`, dropout draws from the 'dropout' key."""
+        # The first block's maps are the largest by far, and cheap: an image has few channels.
+        watched = self.is_mutable_collection("intermediates")
+        in_chunks = train and fast_in_loops(self.dtype or x.dtype) and not watched
         blocks = [
-            VGGBlock(num_convs, out_channels, dtype=self.dtype, name=f"block{i}")
+            VGGBlock(
+                num_convs,
+                out_channels,
+                dtype=self.dtype,
+                in_chunks=in_chunks and i == 1,
+                name=f"block{i}",
+            )
             for i, (num_convs, out_channels) in enumerate(self.arch, start=1)
         ]
         dense = partial(Dense, dtype=self.dtype)
@@ -87,10 +106,10 @@ class VGG(nn.Module):
                 *blocks,
                 flatten,
                 dense(4096, name="dense1"),
-                nn.relu,
+                relu,
                 dropout(),
                 dense(4096, name="dense2"),
-                nn.relu,
+                relu,
                 dropout(),
                 dense(self.num_classes, name="dense3"),
             ]

@@ -22,8 +22,7 @@ from ml_collections import ConfigDict
 
 from jaxcnn.config import DTYPES
 from jaxcnn.data import Split, epoch_batches, preprocess
-from jaxcnn.ops import onednn
-from jaxcnn.ops.implementation import choose_implementation
+from jaxcnn.ops.implementation import fast_in_loops
 from jaxcnn.train.metrics import Metrics
 from jaxcnn.train.parallel import DataParallel
 from jaxcnn.train.state import TrainState
@@ -111,9 +110,7 @@ class Programs:
         self._eval_step = partial(eval_step, model=model, axis_name=parallel.axis_name)
         self._epoch_batches = jax.jit(epoch_batches, static_argnums=(2, 3))
         self.steps_per_epoch = -(-self._num_train // config.batch_size)
-        has_loops = parallel.platform != "cpu" or (
-            config.dtype == "float32" and choose_implementation() == "auto" and onednn.available()
-        )
+        has_loops = parallel.platform != "cpu" or fast_in_loops(DTYPES[config.dtype])
         self.most_steps_per_call = config.steps_per_dispatch or (_MOST_STEPS if has_loops else 1)
         self.steps_per_call = self.most_steps_per_call
         self._counts = parallel.replicate(

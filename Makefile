@@ -30,8 +30,8 @@ test-torch:
 	$(MAKE) VENV=.venv-torch .venv-torch/torch
 	.venv-torch/bin/python -m pytest -m torch -s
 
-# Everything that the README says of speed, against PyTorch, and into the README: some twenty
-# minutes on two cores that nothing else needs.
+# Everything that the README says of speed, against PyTorch, and into the README: twenty to
+# thirty-five minutes on two cores that nothing else needs.
 bench: data
 	$(MAKE) VENV=.venv-torch .venv-torch/torch
 	.venv-torch/bin/python benchmarks/train_step.py --sides xla torch

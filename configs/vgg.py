@@ -2,7 +2,7 @@
 
 python train.py --config configs/vgg.py
 
-Two cores of an AMD EPYC: 1.4 s a step and 11 minutes an epoch on Zen 5, 2.4 s and 19 on Zen 4.
+Two cores of an AMD EPYC: 1.4 s a step and 11 minutes an epoch on Zen 5, 2.2 s and 17 on Zen 4.
 Not yet trained to the end; expect two to three hours for the ten epochs.
 """
 

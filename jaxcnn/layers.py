@@ -232,7 +232,7 @@ def at_least_float32(x: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def relu(x: jax.Array) -> jax.Array:
-    """Return max(x, 0), as `jax.nn.relu` does, with the derivative 0 at 0.
+    """Return max(x, 0) of each number, as `jax.nn.relu` does: same shape, dtype and derivative.
 
     The derivative is read off the result, which the next layer needs anyway, so that x need not
     stay in memory until the backward pass.

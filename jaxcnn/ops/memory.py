@@ -1,6 +1,7 @@
 """What a program on CPU keeps in memory and what it computes again, where XLA chooses badly.
 
-Both leave every value and derivative as it is, and both do nothing on GPU and TPU.
+Values and derivatives are what they would be without: bit for bit with `keep`, up to rounding with
+`by_chunks`, which adds up what comes of each chunk. On GPU and TPU neither does anything.
 """
 
 from collections.abc import Callable

@@ -5,6 +5,7 @@ as PyTorch draws them, uniform in ±1/sqrt(fan_in), which `init_cnn` leaves alon
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from jaxcnn.ops import avg_pool, conv2d, corr2d, max_pool
+from jaxcnn.ops import avg_pool, conv2d, conv2d_sigmoid, corr2d, max_pool
 from jaxcnn.ops.memory import keep
 from jaxcnn.ops.sizes import IntOrPair, as_pair
 
@@ -81,6 +82,8 @@ class Conv(nn.Module):
         use_bias: whether to add a bias per output channel.
         dtype: of the computation and the output (the dtype of the input unless given); the
             parameters stay in float32.
+        activation: of each number of the output, in the end; none unless given. Here rather than
+            after the layer, `nn.sigmoid` takes one pass less over memory on CPU.
 
     >>> layer = Conv(features=6, kernel_size=5, padding=2)
     >>> layer.init_with_output(jax.random.key(0), jnp.ones((1, 28, 28, 1)))[0].shape
@@ -93,6 +96,7 @@ class Conv(nn.Module):
     padding: IntOrPair = 0
     use_bias: bool = True
     dtype: Any = None
+    activation: Callable[[jax.Array], jax.Array] | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -103,8 +107,11 @@ class Conv(nn.Module):
         if self.use_bias:
             bias = self.param("bias", _bias_init(math.prod(shape[:3])), (self.features,))
         images, kernel, bias = nn.dtypes.promote_dtype(images, kernel, bias, dtype=self.dtype)
+        if self.activation is nn.sigmoid and bias is not None:
+            return conv2d_sigmoid(images, kernel, bias, self.strides, self.padding)
         y = conv2d(images, kernel, self.strides, self.padding)
-        return y if bias is None else y + jnp.broadcast_to(bias, y.shape)
+        y = y if bias is None else y + jnp.broadcast_to(bias, y.shape)
+        return y if self.activation is None else self.activation(y)
 
 
 class Dense(nn.Module):

@@ -1,5 +1,6 @@
 """The fast convolution on CPU: against float64, under every transformation, and its fallbacks."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -59,15 +60,19 @@ def test_all_passes_match_float64(shape, monkeypatch):
     for limit in ("_BANDED", "_WINOGRAD", "_WINOGRAD_TILES", "_FEW_CHANNELS"):
         monkeypatch.setattr(cpu, limit, 0)
     n, size, i, o, window, strides, padding = shape
-    x, k = random(n, *size, i), random(*window, i, o, seed=1)
+    x, k, b = random(n, *size, i), random(*window, i, o, seed=1), random(o, seed=3)
+    k = k * k[..., 0].size ** -0.5  # sums of about one, where a sigmoid is not flat
 
-    def results(x, k):
+    def results(x, k, b):
         y, vjp = jax.vjp(lambda x, k: ops.conv2d(x, k, strides, padding), x, k)
-        return y, *vjp(jnp.asarray(random(*y.shape, seed=2), x.dtype))
+        sigmoid = partial(ops.conv2d_sigmoid, strides=strides, padding=padding)
+        p, sigmoid_vjp = jax.vjp(sigmoid, x, k, b)
+        g = jnp.asarray(random(*y.shape, seed=2), x.dtype)
+        return y, *vjp(g), p, *sigmoid_vjp(g)
 
-    actual = jax.jit(results)(x, k)
+    actual = jax.jit(results)(x, k, b)
     with jax.enable_x64(True):
-        expected = jax.jit(results)(jnp.asarray(x, jnp.float64), jnp.asarray(k, jnp.float64))
+        expected = jax.jit(results)(*(jnp.asarray(a, jnp.float64) for a in (x, k, b)))
     for a, e in zip(actual, expected, strict=True):
         assert (a.dtype, e.dtype) == (jnp.float32, jnp.float64)
         assert np.abs(a - np.asarray(e)).max() <= 1e-5 * np.abs(e).max()
@@ -85,8 +90,20 @@ def test_all_passes_match_float64(shape, monkeypatch):
         for a, e in (
             (cpu.images_gradient(g, k, geometry), expected[1]),
             (cpu.forward(x, k, geometry), expected[0]),
+            (cpu.forward_sigmoid(x, k, b, geometry), expected[3]),
         ):
             assert np.abs(a - np.asarray(e)).max() <= 1e-5 * np.abs(e).max()
+
+
+@pytest.mark.parametrize("channels", [1, 4])  # a product's sigmoid and a convolution's
+@pytest.mark.usefixtures("onednn_or_not")
+def test_sigmoid_of_the_largest_the_smallest_and_no_number(channels):
+    inf = np.inf
+    before = jnp.array([-inf, -3e38, -200, -88.5, -20, -1e-30, 0, 1, 20, 200, 3e38, inf, np.nan])
+    images, kernel = jnp.ones((2, 4, 4, channels)), jnp.zeros((3, 3, channels, before.size))
+    y = ops.conv2d_sigmoid(images, kernel, before)
+    expected = np.broadcast_to(jax.nn.sigmoid(before), y.shape)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("transpose", [False, True])
@@ -110,12 +127,16 @@ def uses(function, *args, platform=None):
     return f"{traced.jaxpr}", text
 
 
+def sigmoid(x, k):
+    return ops.conv2d_sigmoid(x, k, jnp.zeros(k.shape[3], k.dtype), padding=1)
+
+
 def test_the_platform_of_the_program_decides():
     if not onednn.available():
         pytest.skip(f"oneDNN is {onednn.verdict()}")
     x, k = random(2, 8, 8, 3), random(3, 3, 3, 4)
     grad = jax.grad(lambda x, k: ops.conv2d(x, k).sum(), (0, 1))
-    for function in (ops.conv2d, grad):
+    for function in (ops.conv2d, grad, sigmoid):
         assert "__onednn$" in uses(function, x, k)[1]
         for platform in ("tpu", "cuda"):
             text = uses(function, x, k, platform=platform)[1]
@@ -126,12 +147,15 @@ def test_the_platform_of_the_program_decides():
 def test_other_dtypes_and_the_switch_take_xla(monkeypatch):
     x, k = random(2, 8, 8, 3), random(3, 3, 3, 4)
     for dtype in (jnp.bfloat16, jnp.float16):
-        primitives, _ = uses(ops.conv2d, x.astype(dtype), k.astype(dtype))
-        assert "conv_general_dilated" in primitives
+        for function in (ops.conv2d, sigmoid):
+            primitives, _ = uses(function, x.astype(dtype), k.astype(dtype))
+            assert "conv_general_dilated" in primitives
+            assert function(x.astype(dtype), k.astype(dtype)).dtype == dtype
     assert "conv_general_dilated" not in uses(ops.conv2d, x, k)[0]
     monkeypatch.setenv("JAXCNN_IMPLEMENTATION", "xla")
     jax.clear_caches()
-    assert "conv_general_dilated" in uses(ops.conv2d, x, k)[0]
+    for function in (ops.conv2d, sigmoid):
+        assert "conv_general_dilated" in uses(function, x, k)[0]
     monkeypatch.setenv("JAXCNN_IMPLEMENTATION", "fast")
     with pytest.raises(ValueError, match="JAXCNN_IMPLEMENTATION must be auto or xla, got 'fast'"):
         ops.conv2d(x, k)
@@ -157,19 +181,21 @@ def test_no_image_at_all(monkeypatch):
     y, vjp = jax.vjp(ops.conv2d, jnp.zeros((0, 5, 5, 2)), random(3, 3, 2, 4))
     assert y.shape == (0, 3, 3, 4)
     assert not vjp(y)[1].any()
+    assert sigmoid(jnp.zeros((0, 3, 3, 2)), random(3, 3, 2, 4)).shape == (0, 3, 3, 4)
 
 
 GEOMETRY = Geometry((6, 5), (3, 2), (2, 1), (1, 0))
-OPERANDS = {"x": (3, 6, 5, 2), "k": (3, 2, 2, 4), "g": (3, 3, 4, 4)}
+OPERANDS = {"x": (3, 6, 5, 2), "k": (3, 2, 2, 4), "g": (3, 3, 4, 4), "b": (4,)}
 PASSES = [
     (passes.forward_p, cpu.forward, "xk"),
     (passes.images_gradient_p, cpu.images_gradient, "gk"),
     (passes.kernel_gradient_p, cpu.kernel_gradient, "xg"),
+    (passes.forward_sigmoid_p, cpu.forward_sigmoid, "xkb"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("primitive", "plain", "names"), PASSES, ids=["forward", "images", "kernel"]
+    ("primitive", "plain", "names"), PASSES, ids=["forward", "images", "kernel", "sigmoid"]
 )
 def test_every_transformation_of_each_pass(primitive, plain, names):
     """Against the same transformation of the plain function, which JAX takes apart by itself."""
@@ -182,31 +208,47 @@ def test_every_transformation_of_each_pass(primitive, plain, names):
 
 
 def _compare(ours, plain, names):
-    a, b = (random(*OPERANDS[name], seed=1) for name in names)
-    da, db = (random(*OPERANDS[name], seed=2) for name in names)
-    many_a, many_b = (random(4, *OPERANDS[name], seed=3) for name in names)
+    args, tangents, many = (
+        tuple(random(*lead, *OPERANDS[name], seed=seed) for name in names)
+        for seed, lead in ((1, ()), (2, ()), (3, (4,)))
+    )
+    every = tuple(range(len(names)))
 
-    def loss(f, a, b):
-        return (f(a, b) ** 3).sum()
+    def loss(f, *args):
+        return (f(*args) ** 3).sum()
 
+    def gradients(f):
+        return jax.grad(partial(loss, f), every)
+
+    def vmapped(mapped, f, axis=0):
+        axes = [axis if i in mapped else None for i in every]
+        given = (jnp.moveaxis(many[i], 0, axis) if i in mapped else args[i] for i in every)
+        return jax.vmap(f, axes, axis)(*given)
+
+    def along(i, f):
+        return jax.jvp(lambda x: f(*args[:i], x, *args[i + 1 :]), args[i : i + 1], tangents[i:][:1])
+
+    some = [c for n in every for c in itertools.combinations(every, n + 1)]
     transformed = [
-        lambda f: f(a, b),
-        lambda f: jax.jit(f)(a, b),
-        lambda f: jax.jvp(f, (a, b), (da, db)),
-        lambda f: jax.grad(partial(loss, f), (0, 1))(a, b),
-        lambda f: jax.jvp(jax.grad(partial(loss, f), (0, 1)), (a, b), (da, db)),  # Hessian-vector
-        lambda f: jax.vjp(jax.grad(partial(loss, f), (0, 1)), a, b)[1]((da, db)),
-        lambda f: jax.grad(lambda a: jax.jvp(partial(loss, f, b=b), (a,), (da,))[1])(a),
-        lambda f: jax.vmap(f)(many_a, many_b),
-        lambda f: jax.vmap(f, (0, None))(many_a, b),
-        lambda f: jax.vmap(f, (None, 0))(a, many_b),
-        lambda f: jax.vmap(f, (1, None), 1)(many_a.swapaxes(0, 1), b),
-        lambda f: jax.vmap(jax.vmap(f, (None, 0)), (0, None))(many_a, many_b),
-        lambda f: jax.vmap(jax.grad(partial(loss, f), (0, 1)), (0, None))(many_a, b),
-        lambda f: jax.pmap(f)(many_a, many_b),
-        lambda f: jax.lax.scan(lambda c, a: (c + f(a, b), None), f(a, b) * 0, many_a)[0],
-        lambda f: jax.grad(jax.checkpoint(partial(loss, f)))(a, b),
-        lambda f: jax.linearize(f, a, b)[1](da, db),
+        lambda f: f(*args),
+        lambda f: jax.jit(f)(*args),
+        lambda f: jax.jvp(f, args, tangents),
+        *(partial(along, i) for i in every),
+        lambda f: gradients(f)(*args),
+        *(lambda f, i=i: jax.grad(partial(loss, f), i)(*args) for i in every),
+        lambda f: jax.jvp(gradients(f), args, tangents),  # Hessian-vector
+        lambda f: jax.vjp(gradients(f), *args)[1](tangents),
+        lambda f: jax.grad(lambda a: jax.jvp(partial(loss, f), (a, *args[1:]), tangents)[1])(
+            args[0]
+        ),
+        *(partial(vmapped, mapped) for mapped in some),
+        lambda f: vmapped((0,), f, axis=1),
+        lambda f: jax.vmap(lambda x: vmapped((1,), lambda _, *rest: f(x, *rest)))(many[0]),
+        lambda f: vmapped((0,), gradients(f)),
+        lambda f: jax.pmap(f)(*many),
+        lambda f: jax.lax.scan(lambda c, x: (c + f(x, *args[1:]), None), f(*args) * 0, many[0])[0],
+        lambda f: jax.grad(jax.checkpoint(partial(loss, f)), every)(*args),
+        lambda f: jax.linearize(f, *args)[1](*tangents),
     ]
     for transform in transformed:
         actual, expected = jax.tree.leaves(transform(ours)), jax.tree.leaves(transform(plain))
@@ -215,14 +257,22 @@ def _compare(ours, plain, names):
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize(
+    "conv",
+    [
+        partial(ops.conv2d, padding=1),
+        lambda x, k: ops.conv2d_sigmoid(x, k, k[0, 0, 0], padding=1),
+    ],
+    ids=["conv", "sigmoid"],
+)
 @pytest.mark.usefixtures("onednn_or_not")
-def test_shard_map_averages_gradients_over_devices(check_vma, monkeypatch):
+def test_shard_map_averages_gradients_over_devices(conv, check_vma, monkeypatch):
     monkeypatch.setattr(cpu, "_SMALL", 0)
     x, k = random(32, 24, 24, 8), random(3, 3, 8, 8, seed=1)
     mesh = Mesh(np.array(jax.devices()[:2]), ("batch",))
 
     def grads(x, k):
-        return jax.grad(lambda k: (ops.conv2d(x, k, padding=1) ** 2).sum())(k)
+        return jax.grad(lambda k: (conv(x, k) ** 2).sum())(k)
 
     def mapped(x, k):
         total = grads(x, k)  # where variance is checked, JAX adds the devices' gradients itself

@@ -75,6 +75,28 @@ def test_conv_computes_in_its_dtype_and_keeps_float32_parameters():
     assert variables["params"]["kernel"].dtype == jnp.float32
 
 
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("activation", [nn.sigmoid, nn.tanh])
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_activation_of_conv_is_that_of_its_output(activation, use_bias, dtype):
+    images = np.random.default_rng(0).standard_normal((2, 7, 9, 3)).astype(np.float32)
+    conv = functools.partial(Conv, 4, (3, 2), (1, 2), padding=1, use_bias=use_bias, dtype=dtype)
+    variables = conv().init(jax.random.key(0), images)
+
+    def results(layer, after):
+        y, vjp = jax.vjp(lambda v, x: after(layer.apply(v, x)), variables, images)
+        return y, vjp(y)
+
+    actual = results(conv(activation=activation), lambda y: y)
+    expected = results(conv(), activation)
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    assert actual[0].dtype == expected[0].dtype
+    precision = 1e-5 if dtype is None else 2e-2
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        a, b = (np.asarray(x, np.float32) for x in (a, b))
+        np.testing.assert_allclose(a, b, rtol=0, atol=precision * np.abs(b).max())
+
+
 LAYERS = {  # layer, shape of its input
     "Conv2D": (Conv2D((2, 3)), (5, 7)),
     "Conv": (Conv(4, (3, 2), strides=(2, 1), padding=1), (2, 7, 5, 3)),

@@ -160,6 +160,10 @@ def test_second_derivatives():
 
 OPS = {  # call, shapes of its arguments
     "conv2d": (partial(ops.conv2d, strides=(2, 1), padding=(1, 0)), (3, 7, 5, 2), (2, 3, 2, 4)),
+    "conv2d_sigmoid": (
+        partial(ops.conv2d_sigmoid, strides=(2, 1), padding=(1, 0)),
+        *((3, 7, 5, 2), (2, 3, 2, 4), (4,)),
+    ),
     "corr2d": (ops.corr2d, (5, 7), (2, 3)),
     "corr2d_multi_in": (ops.corr2d_multi_in, (3, 5, 7), (3, 2, 3)),
     "corr2d_multi_in_out": (ops.corr2d_multi_in_out, (3, 5, 7), (2, 3, 3, 2)),
@@ -231,6 +235,10 @@ def test_integers():
         (
             lambda: ops.conv2d(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)), strides=0),
             ["stride=0"],
+        ),
+        (
+            lambda: ops.conv2d_sigmoid(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 2)), jnp.ones(1)),
+            ["bias (1,)", "(3, 3, 1, 2)", "[O]"],
         ),
         (lambda: ops.pool2d(X, 2, "mean"), ["'mean'", "'max'", "'avg'"]),
         (lambda: ops.pool2d(X, 4), ["4", "3"]),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -73,8 +73,9 @@ def layer_summary(model: nn.Module, input_shape: Sequence[int]) -> list[LayerRow
     """List the layers of a model in the order of the computation; nothing is computed.
 
     Modules are listed wherever they are called, plain functions (activations, pooling) where they
-    stand in an `nn.Sequential`. Costs and receptive fields are those of jaxcnn's layers and pooling
-    and of Flax's `Conv` and `Dense`; anything else is taken to work on each pixel by itself.
+    stand in an `nn.Sequential`, and the activation that a `Conv` ends with in a row after it. Costs
+    and receptive fields are those of jaxcnn's layers and pooling and of Flax's `Conv` and `Dense`;
+    anything else is taken to work on each pixel by itself.
 
     Args:
         model: called as `model(images, train=False)` or `model(images)`.
@@ -169,7 +170,7 @@ class _Recorder:
         return x
 
     def _record(self, layer: Callable, run: Callable[[], jax.Array], x: jax.Array) -> jax.Array:
-        base = layer.func if isinstance(layer, partial) else layer
+        base = _without_arguments(layer)
         start = self._views.get(id(x), self._latest)
         outer_inside, self._inside = self._inside, []
         place = len(self.rows)
@@ -188,7 +189,7 @@ class _Recorder:
             parameters = sum(row.parameters for row, _ in inside)
         row = LayerRow(
             depth=self._depth + 1,
-            type=type(base).__name__ if isinstance(base, nn.Module) else base.__name__,
+            type=_type(base),
             name=_name(base) if parameters else "",
             shape=tuple(y.shape),
             parameters=parameters,
@@ -196,6 +197,9 @@ class _Recorder:
             receptive_field=view.size,
         )
         self.rows.insert(place, row)
+        if isinstance(base, Conv) and base.activation is not None:
+            activation = _type(_without_arguments(base.activation))
+            self.rows.append(replace(row, type=activation, name="", parameters=0, macs=0))
         self._inside.append((row, view))
         self._views[id(y)] = self._latest = view
         self._alive.append(y)
@@ -204,6 +208,14 @@ class _Recorder:
 
 def _first(args: tuple, kwargs: dict) -> Any:
     return args[0] if args else next(iter(kwargs.values()))
+
+
+def _without_arguments(layer: Any) -> Any:
+    return layer.func if isinstance(layer, partial) else layer
+
+
+def _type(layer: Any) -> str:
+    return type(layer).__name__ if isinstance(layer, nn.Module) else layer.__name__
 
 
 def _name(layer: Any) -> str:

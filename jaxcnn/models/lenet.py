@@ -51,15 +51,14 @@ class LeNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Return the logits of images x; `train` changes nothing here."""
-        conv, dense = partial(Conv, dtype=self.dtype), partial(Dense, dtype=self.dtype)
+        conv = partial(Conv, dtype=self.dtype, activation=self.activation)
+        dense = partial(Dense, dtype=self.dtype)
         pool = partial(self.pool, window=2)
         net = nn.Sequential(
             [
                 conv(6, kernel_size=5, padding=2, name="conv1"),
-                self.activation,
                 pool,
                 conv(16, kernel_size=5, name="conv2"),
-                self.activation,
                 pool,
                 flatten,
                 dense(120, name="dense1"),

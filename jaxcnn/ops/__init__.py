@@ -2,6 +2,7 @@
 
 from jaxcnn.ops.conv import (
     conv2d,
+    conv2d_sigmoid,
     corr2d,
     corr2d_multi_in,
     corr2d_multi_in_out,
@@ -13,6 +14,7 @@ from jaxcnn.ops.sizes import conv_output_size
 __all__ = [
     "avg_pool",
     "conv2d",
+    "conv2d_sigmoid",
     "conv_output_size",
     "corr2d",
     "corr2d_multi_in",

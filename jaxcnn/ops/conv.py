@@ -6,7 +6,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxcnn.ops import passes
-from jaxcnn.ops.geometry import Geometry, xla_forward
+from jaxcnn.ops.geometry import Geometry, xla_forward, xla_forward_sigmoid
 from jaxcnn.ops.implementation import choose_implementation
 from jaxcnn.ops.sizes import IntOrPair, as_pair, conv_output_size
 
@@ -43,6 +43,60 @@ def conv2d(
     >>> conv2d(jnp.ones((4, 8, 8, 3)), jnp.ones((3, 3, 3, 6)), strides=2, padding=1).shape
     (4, 4, 4, 6)
     """
+    images, geometry = _place(images, kernel, strides, padding, precision)
+    if _is_fast(implementation, images, kernel):
+        return passes.conv(images, kernel, geometry)
+    return xla_forward(images, kernel, geometry)
+
+
+def conv2d_sigmoid(
+    images: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    strides: IntOrPair = 1,
+    padding: IntOrPair = 0,
+    precision: lax.PrecisionLike = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Return sigmoid(`conv2d` + bias), which on CPU takes one pass over memory instead of two.
+
+    Args:
+        images: [N, H, W, I].
+        kernel: [kh, kw, I, O], of the same dtype.
+        bias: [O], of the same dtype.
+        strides: as for `conv2d`.
+        padding: as for `conv2d`.
+        precision: as for `conv2d`.
+        implementation: as for `conv2d`.
+
+    Returns:
+        [N, H', W', O], as `conv2d`.
+
+    Raises:
+        ValueError: as `conv2d`, and if the bias is not [O].
+
+    >>> conv2d_sigmoid(jnp.ones((4, 8, 8, 3)), jnp.zeros((3, 3, 3, 6)), jnp.zeros(6))[0, 0, 0, 0]
+    Array(0.5, dtype=float32)
+    """
+    images, geometry = _place(images, kernel, strides, padding, precision)
+    if bias.shape != kernel.shape[3:]:
+        raise ValueError(
+            f"conv2d_sigmoid takes a bias [O] for a kernel [kh, kw, I, O], got bias {bias.shape} "
+            f"and kernel {kernel.shape}"
+        )
+    if _is_fast(implementation, images, kernel, bias):
+        return passes.conv_sigmoid(images, kernel, bias, geometry)
+    return xla_forward_sigmoid(images, kernel, bias, geometry)
+
+
+def _place(
+    images: jax.Array,
+    kernel: jax.Array,
+    strides: IntOrPair,
+    padding: IntOrPair,
+    precision: lax.PrecisionLike,
+) -> tuple[jax.Array, Geometry]:
+    """Return the images and where the kernel goes on them, once all is found to fit."""
     if images.ndim != 4 or kernel.ndim != 4 or images.shape[3] != kernel.shape[2]:
         raise ValueError(
             "conv2d takes images [N, H, W, I] and a kernel [kh, kw, I, O] with the same number of "
@@ -58,13 +112,13 @@ def conv2d(
         images = jnp.pad(images, ((0, 0), *((p, p) for p in padding), (0, 0)))
         padding = (0, 0)
     (_, height, width, _), (kh, kw, _, _) = images.shape, kernel.shape
-    geometry = Geometry((height, width), (kh, kw), strides, padding, precision)
-    if (
-        choose_implementation(implementation) == "xla"
-        or not images.dtype == kernel.dtype == jnp.float32
-    ):
-        return xla_forward(images, kernel, geometry)
-    return passes.conv(images, kernel, geometry)
+    return images, Geometry((height, width), (kh, kw), strides, padding, precision)
+
+
+def _is_fast(implementation: str | None, *operands: jax.Array) -> bool:
+    """Return whether the fast algorithms are wanted, and know the operands' dtype."""
+    wanted = choose_implementation(implementation) != "xla"
+    return wanted and all(x.dtype == jnp.float32 for x in operands)
 
 
 def corr2d(x: ArrayLike, k: ArrayLike) -> jax.Array:

@@ -5,6 +5,7 @@
 | forward         | oneDNN; Winograd's products for 3 x 3 at stride 1 | XLA's                    |
 |                 | from 128 channels on, by rows from 64 on in small |                          |
 |                 | images; banded for one channel of smaller ones    |                          |
+| forward_sigmoid | as forward, with the sigmoid in oneDNN's own pass | XLA's sigmoid            |
 | images_gradient | as forward, of g with the kernel turned; at       | XLA's                    |
 |                 | strides above 1, once for each kind of pixel;     |                          |
 |                 | banded for few channels of small images           |                          |
@@ -33,6 +34,7 @@ from jax import lax
 from jaxcnn.ops import onednn, winograd
 from jaxcnn.ops.geometry import (
     Geometry,
+    then_sigmoid,
     xla_forward,
     xla_images_gradient,
     xla_kernel_gradient,
@@ -54,23 +56,39 @@ _ROWS_BYTES = 1 << 20  # of an image in those; with more, a core's cache does no
 _LARGEST_WINDOW = 64  # pixels; beyond, the rearranged images would take much memory
 
 
-def forward(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+def forward(
+    images: jax.Array,
+    kernel: jax.Array,
+    geometry: Geometry,
+    sigmoid_bias: jax.Array | None = None,
+) -> jax.Array:
     """Return the convolution [N, H', W', O] of images [N, H, W, I] and kernel [kh, kw, I, O].
 
     From one channel of small images, one banded product, with pixels rearranged as the kernel
-    gradient needs them too: a program with both does so once.
+    gradient needs them too: a program with both does so once. If `sigmoid_bias` [O] is given,
+    return sigmoid(the convolution + it) instead, without another pass over memory if by oneDNN.
     """
     channels, features = kernel.shape[2:]
     if _is_empty(images, kernel):
-        return xla_forward(images, kernel, geometry)
+        return then_sigmoid(xla_forward(images, kernel, geometry), sigmoid_bias)
     if channels == 1 and _banded_work(channels, features, geometry) < _BANDED:
-        banded = partial(_banded_forward, kernel=kernel, geometry=geometry)
+        banded = partial(
+            _banded_forward, kernel=kernel, geometry=geometry, sigmoid_bias=sigmoid_bias
+        )
         image_bytes = _banded_bytes(channels, features, geometry)
         return _map_over_chunks(banded, images, image_bytes, _LARGE_CHUNK)
     if not onednn.available():
-        return xla_forward(images, kernel, geometry)
+        return then_sigmoid(xla_forward(images, kernel, geometry), sigmoid_bias)
     (p, q) = geometry.padding
-    return _conv(images, kernel, geometry.strides, ((p, p), (q, q)))
+    padding = ((p, p), (q, q))
+    return _conv(images, kernel, geometry.strides, padding, sigmoid_bias=sigmoid_bias)
+
+
+def forward_sigmoid(
+    images: jax.Array, kernel: jax.Array, bias: jax.Array, geometry: Geometry
+) -> jax.Array:
+    """Return sigmoid(the convolution + bias [O]); see `forward`."""
+    return forward(images, kernel, geometry, sigmoid_bias=bias)
 
 
 def _conv(
@@ -79,6 +97,7 @@ def _conv(
     strides: tuple[int, int],
     padding: tuple[tuple[int, int], tuple[int, int]],
     transpose_kernel: bool = False,
+    sigmoid_bias: jax.Array | None = None,
 ) -> jax.Array:
     """Convolve by Winograd's products where they are faster, or else as `onednn.conv`."""
     size = [
@@ -106,9 +125,11 @@ def _conv(
         values = winograd.kernel_values_of_rows(kernel, size[0])
         conv = partial(winograd.conv_of_rows, values=values, padding=padding, height=size[0])
     else:
-        return onednn.conv(images, kernel, strides, padding, transpose_kernel)
+        return onednn.conv(
+            images, kernel, strides, padding, transpose_kernel, sigmoid_bias=sigmoid_bias
+        )
     chunk_bytes = max(_LARGE_CHUNK, 4 * values.size)  # they are read for each chunk
-    return _map_over_chunks(conv, images, image_bytes, chunk_bytes)
+    return then_sigmoid(_map_over_chunks(conv, images, image_bytes, chunk_bytes), sigmoid_bias)
 
 
 def images_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
@@ -268,12 +289,22 @@ def _banded_pixels(images: jax.Array, features: int, geometry: Geometry) -> jax.
     return jnp.stack(blocks, axis=2)
 
 
-def _banded_forward(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    """Return the convolution, by one product of the pixels that each block of it meets."""
+def _banded_forward(
+    images: jax.Array,
+    kernel: jax.Array,
+    geometry: Geometry,
+    sigmoid_bias: jax.Array | None,
+) -> jax.Array:
+    """Return what `forward` does, by one product of the pixels that each block of it meets."""
     features = kernel.shape[3]
+    block = _block(geometry.output[1], features)
     pixels = _banded_pixels(images, features, geometry)
-    band = _band(kernel, _block(geometry.output[1], features), geometry)
-    y = product(pixels.reshape(-1, math.prod(pixels.shape[3:])), band.reshape(-1, band.shape[3]))
+    band = _band(kernel, block, geometry)
+    y = product(
+        pixels.reshape(-1, math.prod(pixels.shape[3:])),
+        band.reshape(-1, band.shape[3]),
+        sigmoid_bias=None if sigmoid_bias is None else jnp.tile(sigmoid_bias, block),
+    )
     return y.reshape(len(images), *geometry.output, features)
 
 

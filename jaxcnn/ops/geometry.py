@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from jaxcnn.ops.sizes import conv_output_size
@@ -49,6 +50,18 @@ def xla_forward(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=geometry.precision,
     )
+
+
+def xla_forward_sigmoid(
+    images: jax.Array, kernel: jax.Array, bias: jax.Array, geometry: Geometry
+) -> jax.Array:
+    """Return sigmoid(`xla_forward` + bias [O])."""
+    return then_sigmoid(xla_forward(images, kernel, geometry), bias)
+
+
+def then_sigmoid(y: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """Return sigmoid(y + bias) of y [..., O] and bias [O], or y itself where there is no bias."""
+    return y if bias is None else jax.nn.sigmoid(y + jnp.broadcast_to(bias, y.shape))
 
 
 def xla_images_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:

@@ -18,6 +18,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,7 @@ def conv(
     padding: tuple[tuple[int, int], tuple[int, int]],
     transpose_kernel: bool = False,
     groups: int = 1,
+    sigmoid_bias: jax.Array | None = None,
 ) -> jax.Array:
     """Convolve without checks: float32, no empty axis, only where `available()`.
 
@@ -46,6 +48,7 @@ def conv(
         padding: ((above, below), (left, right)), none below zero.
         transpose_kernel: whether the kernel is [kh, kw, O, I] instead; with one group only.
         groups: of channels, each with its own share of the features.
+        sigmoid_bias: b [O]; if given, return sigmoid(y + b) of the convolution y, in the same pass.
 
     Returns:
         [N, H', W', O].
@@ -70,6 +73,7 @@ def conv(
         "output": {"data": layout},
         "window": window,
         "feature_groups": str(groups),
+        **_then_sigmoid(sigmoid_bias),
     }
     size = [
         (images.shape[axis + 1] + sum(padding[axis]) - kernel.shape[axis]) // strides[axis] + 1
@@ -81,11 +85,15 @@ def conv(
         custom_call_api_version=2,
         legacy_backend_config=json.dumps({"onednn_conv_config": config}),
     )
-    return call(images, kernel)
+    return call(images, kernel, *([] if sigmoid_bias is None else [sigmoid_bias]))
 
 
 def matmul(
-    a: jax.Array, b: jax.Array, transpose_a: bool = False, transpose_b: bool = False
+    a: jax.Array,
+    b: jax.Array,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    sigmoid_bias: jax.Array | None = None,
 ) -> jax.Array:
     """Multiply without checks: float32, no empty axis, only where `available()`.
 
@@ -94,19 +102,32 @@ def matmul(
         b: [..., K, N], or [..., N, K] to be transposed; with the same axes before.
         transpose_a: whether `a` is.
         transpose_b: whether `b` is.
+        sigmoid_bias: [N], for a and b of two axes; as for `conv`.
 
     Returns:
         [..., M, N].
     """
     rows, columns = a.shape[-1 if transpose_a else -2], b.shape[-2 if transpose_b else -1]
-    config = {"transpose_a": transpose_a, "transpose_b": transpose_b}
+    config = {
+        "transpose_a": transpose_a,
+        "transpose_b": transpose_b,
+        **_then_sigmoid(sigmoid_bias),
+    }
     call = jax.ffi.ffi_call(
         "__onednn$matmul",
         jax.ShapeDtypeStruct((*a.shape[:-2], rows, columns), a.dtype),
         custom_call_api_version=2,
         legacy_backend_config=json.dumps({"onednn_matmul_config": config}),
     )
-    return call(a, b)
+    return call(a, b, *([] if sigmoid_bias is None else [sigmoid_bias[None]]))
+
+
+def _then_sigmoid(bias: jax.Array | None) -> dict[str, Any]:
+    """Return what the configuration says of a bias and a sigmoid after the rest, if there is one.
+
+    The schema's other word for it, LOGISTIC, ends the process (jaxlib 0.10.2).
+    """
+    return {} if bias is None else {"fusions": {"ops": ["BIAS", "SIGMOID"]}}
 
 
 def available() -> bool:
@@ -180,6 +201,13 @@ def _probe() -> None:
             a, b = (x.mT if transpose else x for x, transpose in pairs)
             actual = jax.jit(matmul, static_argnums=(2, 3))(a, b, *transposed)
             assert jnp.abs(actual - expected).max() <= 1e-5 * jnp.abs(expected).max()
+    for rows, length, columns in ((640, 40, 24), (5, 7, 3), (1, 1, 1)):
+        a, b, bias = (
+            jnp.asarray(rng.standard_normal(shape, np.float32))
+            for shape in ((rows, length), (length, columns), (columns,))
+        )
+        actual = jax.jit(matmul)(a, b, sigmoid_bias=bias)
+        assert jnp.abs(actual - jax.nn.sigmoid(a @ b + bias)).max() <= 1e-5
     for n, height, width, i, o, window, strides, padding in (
         (2, 8, 8, 16, 32, (3, 3), (1, 1), ((1, 1), (1, 1))),
         (3, 7, 9, 5, 7, (3, 2), (2, 1), ((0, 2), (1, 0))),
@@ -194,6 +222,11 @@ def _probe() -> None:
             given = k.swapaxes(2, 3) if transpose else k
             actual = jax.jit(conv, static_argnums=(2, 3, 4))(x, given, strides, padding, transpose)
             assert jnp.abs(actual - expected).max() <= 1e-5 * jnp.abs(expected).max()
+        bias = jnp.asarray(rng.standard_normal(o, np.float32))
+        actual = jax.jit(functools.partial(conv, strides=strides, padding=padding))(
+            x, k, sigmoid_bias=bias
+        )
+        assert jnp.abs(actual - jax.nn.sigmoid(expected + bias)).max() <= 1e-5
     for groups, i, o in ((6, 64, 64), (4, 3, 5)):
         x = jnp.asarray(rng.standard_normal((2, 3, 9, groups * i), np.float32))
         k = jnp.asarray(rng.standard_normal((1, 3, i, groups * o), np.float32))

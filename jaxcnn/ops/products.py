@@ -8,16 +8,23 @@ import jax
 from jax import lax
 
 from jaxcnn.ops import onednn
+from jaxcnn.ops.geometry import then_sigmoid
 
 
-def product(a: jax.Array, b: jax.Array, transpose_b: bool = False) -> jax.Array:
+def product(
+    a: jax.Array,
+    b: jax.Array,
+    transpose_b: bool = False,
+    sigmoid_bias: jax.Array | None = None,
+) -> jax.Array:
     """Return a b, [..., M, N], of a [..., M, K] and b [..., K, N], both in float32.
 
-    With `transpose_b`, b is [..., N, K].
+    With `transpose_b`, b is [..., N, K]. With `sigmoid_bias` [N], for a and b of two axes, return
+    sigmoid(a b + sigmoid_bias) instead.
     """
     if onednn.available():
-        return onednn.matmul(a, b, transpose_b=transpose_b)
-    return lax.batch_matmul(a, b.mT if transpose_b else b)
+        return onednn.matmul(a, b, transpose_b=transpose_b, sigmoid_bias=sigmoid_bias)
+    return then_sigmoid(lax.batch_matmul(a, b.mT if transpose_b else b), sigmoid_bias)
 
 
 def transposed_product(a: jax.Array, b: jax.Array) -> jax.Array:

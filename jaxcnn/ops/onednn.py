@@ -123,10 +123,7 @@ def matmul(
 
 
 def _then_sigmoid(bias: jax.Array | None) -> dict[str, Any]:
-    """Return what the configuration says of a bias and a sigmoid after the rest, if there is one.
-
-    The schema's other word for it, LOGISTIC, ends the process (jaxlib 0.10.2).
-    """
+    """Return what the configuration says of a bias and a sigmoid after the rest, if there is one."""
     return {} if bias is None else {"fusions": {"ops": ["BIAS", "SIGMOID"]}}
 
 

@@ -123,7 +123,7 @@ def matmul(
 
 
 def _then_sigmoid(bias: jax.Array | None) -> dict[str, Any]:
-    """Return what the configuration says of a bias and a sigmoid after the rest, if there is one."""
+    """Return what the configuration says of a bias and a sigmoid in the end, if there are."""
     return {} if bias is None else {"fusions": {"ops": ["BIAS", "SIGMOID"]}}
 
 

@@ -25,6 +25,14 @@ ROOT = Path(__file__).parents[1]
 collect_ignore = ["torch_nets.py"]  # no tests in it, and it takes PyTorch to import
 
 
+LONGEST = ["test_walkthrough", "test_gradients"]  # files
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest tests: of several processes, none has to wait for one in the end."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 @pytest.fixture(scope="session")
 def published_files() -> Path:
     """The folder of the four published files."""

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         # Orbax tells much, and errors too that end up in one line here; --verbosity=0 shows it all.
         logging.set_verbosity(logging.FATAL)
-        sys.unraisablehook = tell_unraisable
+        sys.unraisablehook = report_unraisable
     from jax.errors import JaxRuntimeError  # these after the flags, which may be wrong
 
     from jaxcnn.train import train_and_evaluate
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
         sys.exit(130)
 
 
-def tell_unraisable(unraisable: Any) -> None:
+def report_unraisable(unraisable: Any) -> None:
     """Print an exception that nobody can catch, unless it is of writes that Orbax has given up."""
     if "Event loop is closed" not in f"{unraisable.exc_value}":
         sys.__unraisablehook__(unraisable)

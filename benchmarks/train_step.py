@@ -27,7 +27,7 @@ from sides import ALLOCATORS, Side, has_torch, seconds, serve, summary
 
 ROOT = Path(__file__).parents[1]
 NETS = {"lenet": 28, "lenet_modern": 28, "resnet18": 96, "vgg": 224}  # image size
-MOST_STEPS = 50  # of ours in a call, as in `train.py`
+MAX_STEPS = 50  # of ours in a call, as in `train.py`
 PASSES = 3  # forward, and the gradients by images and by kernel
 PRODUCT = 2048  # rows and columns of the matrices whose product is measured
 
@@ -82,7 +82,7 @@ def jaxcnn_steps(model: Any, size: int, batch: int) -> tuple[Any, dict[str, Any]
         nonlocal state
         before = None
         while count > 0:
-            steps = min(count, MOST_STEPS) if has_loop else 1
+            steps = min(count, MAX_STEPS) if has_loop else 1
             state, metrics = program(state, images, labels, steps)
             jax.block_until_ready(before)
             before = metrics

@@ -1,10 +1,10 @@
-"""LeNet with ReLU and max pooling on Fashion-MNIST (notebook 7.6, exercise).
+"""LeNet with ReLU and max pooling on Fashion-MNIST (d2l 7.6, exercise).
 
 python train.py --config configs/lenet_modern.py
 
 Two cores of an AMD EPYC (Zen 4): about half a minute for ten epochs.
 Test accuracy after ten epochs, seeds 0, 1, 2: 0.8880, 0.8923, 0.8924.
-The notebook's recipe in PyTorch on the same data, two seeds: 0.8867, 0.8829.
+d2l's recipe in PyTorch on the same data, two seeds: 0.8867, 0.8829.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""ResNet18 on Fashion-MNIST at 96 x 96 pixels (notebook 8.6.4).
+"""ResNet18 on Fashion-MNIST at 96 x 96 pixels (d2l 8.6.4).
 
 python train.py --config configs/resnet18.py
 

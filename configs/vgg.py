@@ -1,4 +1,4 @@
-"""The notebook's narrow VGG on Fashion-MNIST at 224 x 224 pixels (notebook 8.2.3).
+"""d2l's narrow VGG on Fashion-MNIST at 224 x 224 pixels (d2l 8.2.3).
 
 python train.py --config configs/vgg.py
 

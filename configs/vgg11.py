@@ -1,4 +1,4 @@
-"""VGG-11 on Fashion-MNIST at 224 x 224 pixels (notebook 8.2.2, which builds but never trains it).
+"""VGG-11 on Fashion-MNIST at 224 x 224 pixels (d2l 8.2.2, which builds but never trains it).
 
 python train.py --config configs/vgg11.py
 

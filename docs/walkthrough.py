@@ -2,7 +2,7 @@
 # # Convolutional networks, from one sum to ResNet18
 #
 # This page follows chapters 7 and 8 of *Dive into Deep Learning* (d2l.ai) with jaxcnn, section by
-# section, and arrives at the same numbers. "The notebook" below is those chapters' code in PyTorch.
+# section, and arrives at the same numbers. "d2l" below is those chapters' code in PyTorch.
 # The page is made from `docs/walkthrough.py` by `make docs`, which runs every cell; the tests run
 # them again and compare what they print.
 #
@@ -173,7 +173,7 @@ show(
 # ### 7.2.4 Learning a kernel
 #
 # Nobody has to invent the kernel. From the picture and its edges alone, gradient descent finds it:
-# ten steps at a learning rate of 0.03. The notebook starts from a random kernel and does not print
+# ten steps at a learning rate of 0.03. d2l starts from a random kernel and does not print
 # which; but as the loss is quadratic, its steps can be followed back from where it ended. It began
 # near [0.1103, -0.6266], and from there every number that it prints appears again.
 
@@ -197,7 +197,7 @@ for i in range(10):
 print(*(f"{weight:.4f}" for weight in kernel.ravel()))
 
 # %% [markdown]
-# Nearly [1, -1]. (The notebook: losses 4.519, 1.377, 0.485, 0.185, 0.074; kernel 0.9650, -1.0204.)
+# Nearly [1, -1]. (d2l: losses 4.519, 1.377, 0.485, 0.185, 0.074; kernel 0.9650, -1.0204.)
 #
 # A difference to note: PyTorch puts the channels before the rows, [N, C, H, W], and jaxcnn after
 # the columns, [N, H, W, C], as is usual with JAX; kernels are [kh, kw, input channels, output
@@ -240,7 +240,7 @@ output_shape(jaxcnn.Conv(1, kernel_size=(3, 5), padding=(0, 1), strides=(3, 4)),
 # ### 7.3.4 Exercise: check the last one by hand
 #
 # Height: $\lfloor (8 - 3 + 0)/3 \rfloor + 1 = 2$. Width: $\lfloor (8 - 5 + 2)/4 \rfloor + 1 = 2$.
-# (The notebook's solution counts the padding of the width once, as 1, where the layer adds it on
+# (d2l's solution counts the padding of the width once, as 1, where the layer adds it on
 # both sides, 2. Both round down to 2.)
 
 # %%
@@ -333,7 +333,7 @@ x[0, :, :, 0]
 
 # %%
 def nchw(y):
-    """Turn [N, H, W, C] into the notebook's order, to compare what is printed."""
+    """Turn [N, H, W, C] into d2l's order, to compare what is printed."""
     return y.transpose(0, 3, 1, 2)
 
 
@@ -380,7 +380,7 @@ nchw(jaxcnn.max_pool(x, 3, strides=2, padding=1))
 
 # %%
 def print_shapes(model, input_shape):
-    """Print the notebook's table: type and output shape, channels first, of each layer."""
+    """Print d2l's table: type and output shape, channels first, of each layer."""
     for row in layer_summary(model, input_shape):
         if row.depth == 1:
             print(f"{row.type} output shape:\t {list(row.shape_nchw())}")
@@ -408,7 +408,7 @@ first = [np.argmax(train.labels == label) for label in range(10)]
 show(train.images[first, :, :, 0], train.class_names, columns=5)
 
 # %% [markdown]
-# A config says what to train and how; its defaults are the notebook's for LeNet. The sample is 30
+# A config says what to train and how; its defaults are d2l's for LeNet. The sample is 30
 # times smaller than Fashion-MNIST, so batches are made smaller too, for enough steps: a sigmoid
 # passes on at most a quarter of a gradient, and four in a row leave the first layers almost
 # nothing, so that LeNet stands still for over a thousand steps before it finds its way. On the
@@ -499,7 +499,7 @@ plain.print(summary_table(layer_summary(vgg11, (1, 224, 224, 1)), depth=1))
 #
 # ### 8.2.3 Training
 #
-# The notebook trains a VGG with a quarter of the channels, on pictures of 224 x 224 pixels. On two
+# d2l trains a VGG with a quarter of the channels, on pictures of 224 x 224 pixels. On two
 # CPU cores that takes a quarter of an hour per epoch, so here it gets 32 x 32: the same blocks, to
 # one pixel before the hidden layers. Gradient descent alone stands still for long (eight epochs of
 # this sample at a rate of 0.1 with momentum: not printed here), much as LeNet did, and Adam does
@@ -538,7 +538,7 @@ for epoch in range(num_epochs):
     )
 print(f"done: test accuracy {rows[-1]['test_accuracy']:.4f} after epoch {num_epochs}")
 picture = Path(tempfile.mkdtemp()) / "curves.png"
-plot_curves(rows, picture, title="the notebook's VGG on 32 x 32 pixels, Adam")
+plot_curves(rows, picture, title="d2l's VGG on 32 x 32 pixels, Adam")
 Image(picture, width=648)
 
 # %% [markdown]
@@ -592,7 +592,7 @@ plain.print(summary_table(layer_summary(jaxcnn.ResNet18(), (1, 96, 96, 1)), dept
 # %% [markdown]
 # ### 8.6.4 Training
 #
-# The notebook trains it on pictures of 96 x 96 pixels; here they stay as they are, 28 x 28, and
+# d2l trains it on pictures of 96 x 96 pixels; here they stay as they are, 28 x 28, and
 # 1,200 of them, with momentum, have to do for three epochs. With eleven million parameters it needs
 # more pictures and time than this to do better than the modern LeNet. (In full, on all 60,000
 # pictures of 96 x 96 pixels: `python train.py --config configs/resnet18.py`.)

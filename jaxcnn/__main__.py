@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("model", help="such as resnet18")
     command.add_argument("--input", type=int, default=28, help="pixels of the square image")
     command.add_argument("--depth", type=int, help="1 for the outermost layers; all by default")
-    command.add_argument("--nchw", action="store_true", help="shapes in the notebook's order")
+    command.add_argument("--nchw", action="store_true", help="shapes in d2l's order")
     command.set_defaults(run=summary)
     command = commands.add_parser("info", help="versions, devices, and how convolutions run")
     command.set_defaults(run=info)

@@ -15,7 +15,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float
 
 
 def get_default_config() -> ConfigDict:
-    """Return the defaults, which are the notebook's for LeNet. The config is locked: no new keys.
+    """Return the defaults, which are d2l's for LeNet. The config is locked: no new keys.
 
     >>> get_default_config().batch_size
     128
@@ -48,7 +48,7 @@ def get_default_config() -> ConfigDict:
 
     # Where
     config.num_devices = 0  # devices to share each batch; 0: all
-    config.steps_per_dispatch = 0  # steps per call of the program; 0: up to 50, in up to 4 seconds
+    config.steps_per_call = 0  # steps per call of the program; 0: up to 50, in up to 4 seconds
 
     return config.lock()
 
@@ -121,7 +121,7 @@ def validate_config(config: ConfigDict) -> None:
         "max_test_examples",
         "checkpoint_every_steps",
         "num_devices",
-        "steps_per_dispatch",
+        "steps_per_call",
     ):
         _check_number(key, config[key], at_least=0)
     _check_number("learning_rate", config.learning_rate, above=0)

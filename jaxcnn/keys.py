@@ -12,7 +12,7 @@ class Purpose(enum.IntEnum):
     """What random numbers are for; each has a stream of its own."""
 
     INIT = 0
-    ORDER = 1
+    SHUFFLE = 1
     DROPOUT = 2
 
 
@@ -27,7 +27,7 @@ def derive_key(seed: int | jax.Array, purpose: Purpose, count: int | jax.Array =
     Returns:
         A typed JAX key, scalar.
 
-    >>> derive_key(0, Purpose.ORDER, 3) == derive_key(0, Purpose.DROPOUT, 3)
+    >>> derive_key(0, Purpose.SHUFFLE, 3) == derive_key(0, Purpose.DROPOUT, 3)
     Array(False, dtype=bool)
     """
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), count)

@@ -1,6 +1,6 @@
-"""Linen modules around `jaxcnn.ops`: the notebook's from-scratch layer and the models' layers.
+"""Linen modules around `jaxcnn.ops`: d2l's from-scratch layer and the models' layers.
 
-The models' layers start as the notebook's do: Xavier uniform weights (its `init_cnn`), and biases
+The models' layers start as d2l's do: Xavier uniform weights (its `init_cnn`), and biases
 as PyTorch draws them, uniform in ±1/sqrt(fan_in), which `init_cnn` leaves alone.
 """
 
@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax import lax
 
 from jaxcnn.ops import avg_pool, conv2d, conv2d_sigmoid, corr2d, max_pool
-from jaxcnn.ops.memory import keep
+from jaxcnn.ops.memory import materialize
 from jaxcnn.ops.sizes import IntOrPair, as_pair
 
 __all__ = [
@@ -43,10 +43,10 @@ def _bias_init(fan_in: int) -> nn.initializers.Initializer:
 
 
 class Conv2D(nn.Module):
-    """The notebook's from-scratch layer: one kernel, one bias, one image.
+    """d2l's from-scratch layer: one kernel, one bias, one image.
 
     Maps [H, W] to [H - kh + 1, W - kw + 1]. Parameters: `kernel` [kh, kw], uniform in [0, 1), and
-    `bias` [1], zero. Source: notebook 7.2.2.
+    `bias` [1], zero. Source: d2l 7.2.2.
 
     Attributes:
         kernel_size: (kh, kw) in pixels, or one number for both.
@@ -72,7 +72,7 @@ class Conv(nn.Module):
 
     Maps [N, H, W, I] to [N, H', W', features]; see `jaxcnn.ops.conv2d` for sizes and errors.
     Parameters: `kernel` [kh, kw, I, features], Xavier uniform, and `bias` [features], uniform
-    in ±1/sqrt(kh kw I). Source: notebook 7.3, 7.4 and 7.6 (`nn.Conv2d` with `init_cnn`).
+    in ±1/sqrt(kh kw I). Source: d2l 7.3, 7.4 and 7.6 (`nn.Conv2d` with `init_cnn`).
 
     Attributes:
         features: output channels.
@@ -118,7 +118,7 @@ class Dense(nn.Module):
     """Fully connected layer: [..., I] to [..., features].
 
     Parameters: `kernel` [I, features], Xavier uniform, and `bias` [features], uniform in
-    ±1/sqrt(I). Source: notebook 7.6 (`nn.Linear` with `init_cnn`).
+    ±1/sqrt(I). Source: d2l 7.6 (`nn.Linear` with `init_cnn`).
 
     Attributes:
         features: outputs.
@@ -198,7 +198,9 @@ class BatchNorm(nn.Module):
         # large, so first a value near it is taken away: the mean of one pixel in the middle.
         middle = x[:, *(slice(n // 2, n // 2 + 1) for n in x.shape[1:-1])]
         near_mean = lax.stop_gradient(self._over_devices(middle.mean(axis=0, keepdims=True)))
-        x = keep(x - near_mean)  # else x and its input stay in memory until the backward pass
+        x = materialize(
+            x - near_mean
+        )  # else x and its input stay in memory until the backward pass
         axes = tuple(range(x.ndim - 1))
         moments = x.mean(axes, keepdims=True), jnp.square(x).mean(axes, keepdims=True)
         x_mean, x_square = self._over_devices(moments)
@@ -247,7 +249,7 @@ def relu(x: jax.Array) -> jax.Array:
     >>> relu(jnp.array([-1.0, 0.0, 2.0])).tolist()
     [0.0, 0.0, 2.0]
     """
-    return keep(jnp.maximum(x, 0))
+    return materialize(jnp.maximum(x, 0))
 
 
 @relu.defjvp

@@ -12,8 +12,8 @@ from jaxcnn.models import MODELS
 from jaxcnn.train.workdir import MAY_CHANGE
 
 FILES = sorted(ROOT.glob("configs/*.py"))
-# The notebook's: model, image size, learning rate; batch 128, ten epochs, plain SGD for all.
-NOTEBOOK = {
+# d2l's: model, image size, learning rate; batch 128, ten epochs, plain SGD for all.
+D2L = {
     "lenet": (28, 0.1),
     "lenet_modern": (28, 0.1),
     "vgg": (224, 0.01),
@@ -56,12 +56,12 @@ def test_config_files_hold(path):
     assert f"python train.py --config configs/{path.name}" in path.read_text()
 
 
-@pytest.mark.parametrize("name", NOTEBOOK)
-def test_config_files_are_the_notebooks(name):
+@pytest.mark.parametrize("name", D2L)
+def test_config_files_are_d2ls(name):
     path = ROOT / "configs" / f"{name}.py"
     config = load(path)
     assert config.model == name
-    assert (config.image_size, config.learning_rate) == NOTEBOOK[path.stem]
+    assert (config.image_size, config.learning_rate) == D2L[path.stem]
     assert (config.batch_size, config.num_epochs) == (128, 10)
     assert (config.momentum, config.weight_decay) == (0, 0)
     assert config.dataset == "fashion_mnist"
@@ -114,7 +114,7 @@ def test_unknown_key_is_refused_when_set():
         ("num_classes", 10**10, "below 1,048,576"),
         ("num_devices", 9, "there are 8"),
         ("num_devices", -1, "at least 0"),
-        ("steps_per_dispatch", -1, "at least 0"),
+        ("steps_per_call", -1, "at least 0"),
     ],
 )
 def test_wrong_values_are_refused_in_one_line(key, value, words):

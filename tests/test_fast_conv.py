@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxcnn import __main__, ops
-from jaxcnn.ops import cpu, onednn, passes, winograd
+from jaxcnn.ops import cpu, onednn, primitives, winograd
 from jaxcnn.ops.geometry import Geometry, xla_forward
 
 
@@ -187,10 +187,10 @@ def test_no_image_at_all(monkeypatch):
 GEOMETRY = Geometry((6, 5), (3, 2), (2, 1), (1, 0))
 OPERANDS = {"x": (3, 6, 5, 2), "k": (3, 2, 2, 4), "g": (3, 3, 4, 4), "b": (4,)}
 PASSES = [
-    (passes.forward_p, cpu.forward, "xk"),
-    (passes.images_gradient_p, cpu.images_gradient, "gk"),
-    (passes.kernel_gradient_p, cpu.kernel_gradient, "xg"),
-    (passes.forward_sigmoid_p, cpu.forward_sigmoid, "xkb"),
+    (primitives.forward_p, cpu.forward, "xk"),
+    (primitives.images_gradient_p, cpu.images_gradient, "gk"),
+    (primitives.kernel_gradient_p, cpu.kernel_gradient, "xg"),
+    (primitives.forward_sigmoid_p, cpu.forward_sigmoid, "xkb"),
 ]
 
 

@@ -11,11 +11,11 @@ import pytest
 
 from jaxcnn.data import load_fashion_mnist_sample, preprocess
 from jaxcnn.models import create_model
-from jaxcnn.ops import conv, cpu, onednn, passes
+from jaxcnn.ops import conv, cpu, onednn, primitives
 from jaxcnn.train import create_train_state
 
-# Image size, batch and fields of the module. The layers are the same on smaller images than the
-# notebook's 96 and 224 pixels, and dropout would draw another mask in float64.
+# Image size, batch and fields of the module. The layers are the same on smaller images than
+# d2l's 96 and 224 pixels, and dropout would draw another mask in float64.
 NETS = {
     "lenet": (28, 64, {}),
     "lenet_modern": (28, 64, {}),
@@ -89,7 +89,7 @@ def test_gradients_at_every_parameter(name, monkeypatch):
     monkeypatch.setattr(onednn, "available", lambda: False)
     monkeypatch.setattr(cpu, "_SMALL", 0)  # else XLA has the small ones
     products = errors(name, "float32, without oneDNN", gradients(name, "float32"), exact)
-    monkeypatch.setattr(conv, "xla_forward", passes.conv)  # where conv2d sends float64
+    monkeypatch.setattr(conv, "xla_forward", primitives.conv)  # where conv2d sends float64
     ours64 = errors(name, "float64, without oneDNN", gradients(name, "float64"), exact)
     assert ours64.max() < 1e-12
     for error in (ours, products):

@@ -54,7 +54,7 @@ def test_round_trip(model, size, names, suffix, tmp_path):
 
 
 def test_dense_behind_flatten_reads_channels_first():
-    """Logits of the notebook's layout by hand: C, H, W flattened, times PyTorch's weight."""
+    """Logits of d2l's layout by hand: C, H, W flattened, times PyTorch's weight."""
     model = LeNet()
     variables = init(model, 28)
     state = to_torch(variables["params"], {}, model)

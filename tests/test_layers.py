@@ -1,4 +1,4 @@
-"""Layers and blocks: parameters, the notebook's learned kernel, references, jit, vmap, pmap."""
+"""Layers and blocks: parameters, d2l's learned kernel, references, jit, vmap, pmap."""
 
 import functools
 
@@ -13,7 +13,7 @@ from jaxcnn.layers import BatchNorm, Conv, Conv2D, Dense
 from jaxcnn.models import Residual, VGGBlock
 
 
-def test_conv2d_parameters_are_the_notebooks():
+def test_conv2d_parameters_are_d2ls():
     variables = Conv2D(kernel_size=(30, 40)).init(jax.random.key(0), jnp.ones((50, 50)))
     kernel, bias = variables["params"]["kernel"], variables["params"]["bias"]
     assert kernel.shape == (30, 40)
@@ -28,7 +28,7 @@ def test_conv2d_adds_its_bias():
     assert Conv2D((1, 2)).apply({"params": params}, jnp.ones((1, 3))).tolist() == [[12, 12]]
 
 
-def test_notebook_kernel_learned_from_data():
+def test_d2l_kernel_learned_from_data():
     x = jnp.ones((6, 8)).at[:, 2:6].set(0)
     y = jnp.zeros((6, 7)).at[:, 1].set(1).at[:, 5].set(-1)
     layer = Conv(features=1, kernel_size=(1, 2), use_bias=False)

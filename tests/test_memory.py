@@ -12,7 +12,7 @@ from flax import linen as nn
 from jaxcnn.layers import flatten, relu
 from jaxcnn.models import VGG, VGGBlock, create_model
 from jaxcnn.ops import conv2d, memory, onednn
-from jaxcnn.ops.memory import by_chunks, keep
+from jaxcnn.ops.memory import materialize, remat_in_chunks
 from jaxcnn.train import create_train_state, train_step
 from jaxcnn.train.parallel import compiler_options
 
@@ -40,11 +40,11 @@ def assert_equal(actual, expected):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
-def test_keep_changes_nothing(dtype):
+def test_materialize_changes_nothing(dtype):
     with jax.enable_x64(dtype == "float64"):
         x, direction = jnp.asarray(EDGES, dtype), jnp.arange(8).astype(dtype)
-        assert_equal(derivatives(keep, x, direction), derivatives(lambda x: x, x, direction))
-        assert keep(x).dtype == x.dtype
+        assert_equal(derivatives(materialize, x, direction), derivatives(lambda x: x, x, direction))
+        assert materialize(x).dtype == x.dtype
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
@@ -69,7 +69,7 @@ class Blocks(nn.Module):
 @pytest.mark.parametrize(
     ("model", "replaced", "replacement"),
     [
-        (create_model("resnet18"), "jaxcnn.layers.keep", lambda x: x),  # centred maps
+        (create_model("resnet18"), "jaxcnn.layers.materialize", lambda x: x),  # centred maps
         (Blocks(), "jaxcnn.models.vgg.relu", jax.nn.relu),  # what a ReLU was made of
     ],
     ids=["batch_norm", "relu"],
@@ -111,7 +111,7 @@ def test_by_chunks_changes_nothing(batch, image_bytes):
         return block(images, kernel), along, ensemble
 
     def in_chunks(images, kernel):
-        return by_chunks(partial(block, kernel=kernel), images, image_bytes)
+        return remat_in_chunks(partial(block, kernel=kernel), images, image_bytes)
 
     for actual, expected in zip(
         *map(jax.tree.leaves, (jax.jit(partial(results, in_chunks))(), results(block))), strict=True
@@ -128,7 +128,7 @@ def test_by_chunks_goes_by_as_many_as_fit_and_divide_the_batch():
             seen.append(len(chunk))
             return chunk
 
-        jax.jit(partial(by_chunks, function, image_bytes=image_bytes))(jnp.ones((batch, 1)))
+        jax.jit(partial(remat_in_chunks, function, image_bytes=image_bytes))(jnp.ones((batch, 1)))
         return min(seen)
 
     fits = memory._CHUNK_BYTES // 6

@@ -1,4 +1,4 @@
-"""Models: the notebook's shapes and exact parameter counts, BatchNorm, and what is refused."""
+"""Models: d2l's shapes and exact parameter counts, BatchNorm, and what is refused."""
 
 import jax
 import jax.numpy as jnp
@@ -130,7 +130,7 @@ def test_vgg_drops_out_in_training_only():
     assert (first == second).all()
 
 
-def test_notebook_residual_shapes():
+def test_d2l_residual_shapes():
     x = jnp.ones((4, 6, 6, 3))
     assert Residual(3).init_with_output(jax.random.key(0), x)[0].shape == (4, 6, 6, 3)
     block = Residual(6, use_1x1conv=True, strides=2)

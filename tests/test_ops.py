@@ -1,4 +1,4 @@
-"""Ops: the notebook's printed numbers, loop-only references over a grid, jit and maps, errors."""
+"""Ops: d2l's printed numbers, loop-only references over a grid, jit and maps, errors."""
 
 from functools import partial
 
@@ -22,18 +22,18 @@ X = jnp.arange(9.0).reshape(3, 3)
 K = jnp.arange(4.0).reshape(2, 2)
 
 
-def test_notebook_cross_correlation():
+def test_d2l_cross_correlation():
     assert ops.corr2d(X, K).tolist() == [[19, 25], [37, 43]]
 
 
-def test_notebook_edge_detection():
+def test_d2l_edge_detection():
     image = jnp.ones((6, 8)).at[:, 2:6].set(0)
     kernel = jnp.array([[1.0, -1.0]])
     assert ops.corr2d(image, kernel).tolist() == [[0, 1, 0, 0, 0, -1, 0]] * 6
     assert not ops.corr2d(image.T, kernel).any()
 
 
-def test_notebook_multiple_channels():
+def test_d2l_multiple_channels():
     x, k = jnp.stack([X, X + 1]), jnp.stack([K, K + 1])
     assert ops.corr2d_multi_in(x, k).tolist() == [[56, 72], [104, 120]]
     assert ops.corr2d_multi_in_out(x, jnp.stack([k, k + 1, k + 2])).tolist() == [
@@ -43,13 +43,13 @@ def test_notebook_multiple_channels():
     ]
 
 
-def test_notebook_1x1_convolution_is_a_matrix_product():
+def test_d2l_1x1_convolution_is_a_matrix_product():
     x, k = random(3, 3, 3), random(2, 3, 1, 1, seed=1)
     difference = ops.corr2d_multi_in_out_1x1(x, k) - ops.corr2d_multi_in_out(x, k)
     assert float(jnp.abs(difference).sum()) < 1e-6
 
 
-def test_notebook_pooling():
+def test_d2l_pooling():
     assert ops.pool2d(X, (2, 2)).tolist() == [[4, 5], [7, 8]]
     assert ops.pool2d(X, (2, 2), "avg").tolist() == [[2, 3], [5, 6]]
     x = jnp.arange(16.0).reshape(1, 4, 4, 1)
@@ -74,7 +74,7 @@ def test_notebook_pooling():
         ((3, 5), (0, 1), (3, 4), (2, 2)),
     ],
 )
-def test_notebook_padding_and_stride(kernel, padding, stride, expected):
+def test_d2l_padding_and_stride(kernel, padding, stride, expected):
     kh, kw = (kernel, kernel) if isinstance(kernel, int) else kernel
     y = ops.conv2d(jnp.ones((1, 8, 8, 1)), jnp.ones((kh, kw, 1, 1)), stride, padding)
     assert y.shape[1:3] == expected

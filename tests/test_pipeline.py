@@ -29,8 +29,8 @@ def test_order_depends_on_seed_and_epoch_alone():
 
 
 @pytest.mark.parametrize(("size", "share"), [(96, 0.008), (224, 0), (64, 0), (20, 0.04)])
-def test_resize_is_the_notebooks(size, share):
-    """The notebook resizes with torchvision, which leaves it to Pillow."""
+def test_resize_is_d2ls(size, share):
+    """d2l resizes with torchvision, which leaves it to Pillow."""
     images = load_fashion_mnist_sample("test").images[:300]
     ours = np.asarray(preprocess(jnp.asarray(images), size))[..., 0] * 255
     theirs = np.stack(

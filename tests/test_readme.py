@@ -17,7 +17,7 @@ def test_python_examples_run(tmp_path):
 
 
 def test_the_tree_exists():
-    tree = re.search(r"## The house\n\n```\n(.*?)```", README, re.DOTALL)[1]
+    tree = re.search(r"## Project layout\n\n```\n(.*?)```", README, re.DOTALL)[1]
     for line in tree.splitlines():
         assert (ROOT / line.split()[0]).exists(), line
 

@@ -1,4 +1,4 @@
-"""The table of layers: the notebook's printed shapes, and costs against XLA's own count."""
+"""The table of layers: d2l's printed shapes, and costs against XLA's own count."""
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ SIZES = {"lenet": 28, "lenet_modern": 28, "vgg": 224, "vgg11": 224, "resnet18": 
     ("name", "printed"),
     [("lenet", LENET), ("lenet_modern", MODERN), ("vgg11", VGG11), ("resnet18", RESNET18)],
 )
-def test_notebook_tables_line_by_line(name, printed):
+def test_d2l_tables_line_by_line(name, printed):
     rows = layer_summary(create_model(name), (1, SIZES[name], SIZES[name], 1))
     assert [(row.type, row.shape_nchw()) for row in rows if row.depth == 1] == printed
 

@@ -40,13 +40,13 @@ def run_epochs(programs, state, epochs=1):
     for step in range(0, epochs * programs.steps_per_epoch, programs.steps_per_epoch):
         for call in programs.train_epoch(step):
             state, metrics = call(state)
-            losses += [row.loss() for row in metrics.rows()]
+            losses += [row.loss() for row in metrics.per_step()]
     return state, losses
 
 
 def small_config(**changes):
     config = get_default_config()
-    config.batch_size, config.num_devices, config.steps_per_dispatch = 16, 1, 1
+    config.batch_size, config.num_devices, config.steps_per_call = 16, 1, 1
     config.update(changes)
     return config
 
@@ -57,7 +57,7 @@ def test_a_run_starts_from_the_weights_that_create_train_state_makes(run_python)
         "import functools, jax, numpy as np, optax; from jaxcnn.models import LeNet;"
         "from jaxcnn.train import create_train_state; from jaxcnn.train.parallel import *;"
         "make = functools.partial(create_train_state, LeNet(), optax.sgd(0.1), (28, 28, 1), 3);"
-        "pair = DataParallel(1).run_once(make), make();"
+        "pair = DataParallel(1).compile_and_run(make), make();"
         "print(jax.tree.all(jax.tree.map(np.array_equal, *pair)), len(jax.tree.leaves(pair)))"
     )
     assert run_python("-c", code).stdout == "True 22\n"
@@ -191,11 +191,11 @@ def test_devices_agree_in_float64():
     assert abs(total.loss_sum - total_n.loss_sum) < 1e-4
 
 
-@pytest.mark.parametrize("steps_per_dispatch", [2, 3, 50])
-def test_many_steps_per_call_are_the_same_steps(steps_per_dispatch):
+@pytest.mark.parametrize("steps_per_call", [2, 3, 50])
+def test_many_steps_per_call_are_the_same_steps(steps_per_call):
     results = []
-    for n in (1, steps_per_dispatch):
-        config = small_config(steps_per_dispatch=n)
+    for n in (1, steps_per_call):
+        config = small_config(steps_per_call=n)
         programs, state = make_programs(
             lambda axis_name: LeNetModern(), config, TRAIN.first(100), TEST.first(50)
         )
@@ -221,7 +221,7 @@ def test_an_epoch_can_be_entered_anywhere():
         rest = []
         for call in programs.train_epoch(entry):
             state, metrics = call(state)
-            rest += [row.loss() for row in metrics.rows()]
+            rest += [row.loss() for row in metrics.per_step()]
         assert rest == losses[entry:]
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(whole))
 
@@ -234,7 +234,7 @@ def test_an_epoch_trains_on_each_example_once_with_the_last_smaller_batch():
     counts = []
     for call in programs.train_epoch(0):
         state, metrics = call(state)
-        counts += [row.count for row in metrics.rows()]
+        counts += [row.count for row in metrics.per_step()]
     assert counts == [32, 32, 32, 4]
 
 

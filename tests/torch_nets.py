@@ -1,10 +1,10 @@
-"""The notebook's networks in PyTorch, as their state dicts name them; for tests alone."""
+"""d2l's networks in PyTorch, as their state dicts name them; for tests alone."""
 
 from torch import nn
 
 
 def init_cnn(module):
-    """Draw Xavier uniform weights, as the notebook does; biases stay as PyTorch draws them."""
+    """Draw Xavier uniform weights, as d2l does; biases stay as PyTorch draws them."""
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.xavier_uniform_(module.weight)
 
@@ -21,7 +21,7 @@ class Classifier(nn.Module):
 
 
 def lenet(activation=nn.Sigmoid, pool=nn.AvgPool2d):
-    """Return LeNet for 28 x 28 pixels, with the notebook's initial weights."""
+    """Return LeNet for 28 x 28 pixels, with d2l's initial weights."""
     net = Classifier(
         *(nn.Conv2d(1, 6, 5, padding=2), activation(), pool(2, 2)),
         *(nn.Conv2d(6, 16, 5), activation(), pool(2, 2)),
@@ -39,7 +39,7 @@ def lenet_modern():
 
 
 def vgg(arch, size, dropout=0.5):
-    """Return VGG for `size` x `size` pixels, with the notebook's initial weights."""
+    """Return VGG for `size` x `size` pixels, with d2l's initial weights."""
     blocks, channels = [], 1
     for num_convs, out_channels in arch:
         layers = []
@@ -74,7 +74,7 @@ class Residual(nn.Module):
 
 
 def resnet(arch):
-    """Return a ResNet, with PyTorch's initial weights: the notebook's let rounding grow faster."""
+    """Return a ResNet, with PyTorch's initial weights: d2l's let rounding grow faster."""
     channels = arch[0][1]
     stem = [nn.Conv2d(1, channels, 7, stride=2, padding=3), nn.BatchNorm2d(channels), nn.ReLU()]
     model = Classifier(nn.Sequential(*stem, nn.MaxPool2d(3, stride=2, padding=1)))

@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.fashion_mnist import load_fashion_mnist
 from jaxcnn.data.pipeline import epoch_batches, preprocess
 from jaxcnn.data.sample import load_fashion_mnist_sample
-from jaxcnn.data.split import Split
 from jaxcnn.errors import did_you_mean
 
 __all__ = [
     "DATASETS",
-    "Split",
+    "Dataset",
     "epoch_batches",
     "load_dataset",
     "load_fashion_mnist",
@@ -19,8 +19,8 @@ __all__ = [
     "preprocess",
 ]
 
-# Each takes (split, data_dir, data_source) and returns a Split. Add a data set here.
-DATASETS: dict[str, Callable[..., Split]] = {
+# Each takes (split, data_dir, data_source) and returns a Dataset. Add a data set here.
+DATASETS: dict[str, Callable[..., Dataset]] = {
     "fashion_mnist": load_fashion_mnist,
     "fashion_mnist_sample": load_fashion_mnist_sample,
 }
@@ -31,7 +31,7 @@ def load_dataset(
     split: str,
     data_dir: str | Path | None = None,
     data_source: str | Path | None = None,
-) -> Split:
+) -> Dataset:
     """Load one split of a registered data set.
 
     Args:

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from jaxcnn.data.fashion_mnist import NoSourceError, is_at_hand, load_fashion_mnist
+from jaxcnn.data.fashion_mnist import NoSourceError, is_available_offline, load_fashion_mnist
 from jaxcnn.errors import DataError
 
 
@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jaxcnn.data", description="Prepare the data.")
     parser.add_argument("--check", action="store_true", help="only look whether they are there")
     if parser.parse_args(argv).check:
-        return 0 if is_at_hand() else 1
+        return 0 if is_available_offline() else 1
     try:
         load_fashion_mnist("train")
     except DataError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcnn.data.split import Split, check_split
+from jaxcnn.data.dataset import Dataset, check_split
 from jaxcnn.errors import DataError
 from jaxcnn.files import hold_lock
 
@@ -37,7 +37,7 @@ class NoSourceError(DataError):
 
 def load_fashion_mnist(
     split: str, data_dir: str | Path | None = None, data_source: str | Path | None = None
-) -> Split:
+) -> Dataset:
     """Load Fashion-MNIST; the first call prepares it (half a minute), later ones map the arrays.
 
     The data come from the first of: the copy prepared by TFDS in `data_dir`; the published files
@@ -67,10 +67,10 @@ def load_fashion_mnist(
             f"the {split} arrays in {_arrays_folder(root)} are not Fashion-MNIST; delete that "
             "folder, and they are made again"
         )
-    return Split(images, labels.astype(np.int32), CLASS_NAMES)
+    return Dataset(images, labels.astype(np.int32), CLASS_NAMES)
 
 
-def is_at_hand(data_dir: str | Path | None = None) -> bool:
+def is_available_offline(data_dir: str | Path | None = None) -> bool:
     """Return whether Fashion-MNIST can be loaded without a network.
 
     Args:

@@ -28,7 +28,7 @@ def epoch_batches(
     >>> full.shape, last.shape, sorted(full.ravel().tolist() + last.ravel().tolist())
     ((2, 4), (1, 2), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
-    order = jax.random.permutation(derive_key(seed, Purpose.ORDER, epoch), num_examples)
+    order = jax.random.permutation(derive_key(seed, Purpose.SHUFFLE, epoch), num_examples)
     steps, rest = divmod(num_examples, batch_size)
     full = order[: steps * batch_size].reshape(steps, batch_size)
     return full, order[steps * batch_size :].reshape(1 if rest else 0, rest)
@@ -39,7 +39,7 @@ def preprocess(
 ) -> jax.Array:
     """Resize images and scale them to [0, 1].
 
-    The resize is the notebook's, torchvision's on a PIL image: bilinear, antialiased when it
+    The resize is d2l's, torchvision's on a PIL image: bilinear, antialiased when it
     shrinks, along the rows and then along the columns, rounded to whole grey levels after each.
     Halves are rounded up, where Pillow's fixed-point sums may fall just below: from 28 to 96 pixels
     0.7 % of the pixels of Fashion-MNIST differ by one grey level (0.004), from 28 to 224 none.

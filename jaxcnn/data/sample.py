@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxcnn.data.dataset import Dataset, check_split
 from jaxcnn.data.fashion_mnist import CLASS_NAMES
-from jaxcnn.data.split import Split, check_split
 
 SAMPLE_FILE = "fashion_mnist_sample.npz"
 
 
 def load_fashion_mnist_sample(
     split: str, data_dir: str | Path | None = None, data_source: str | Path | None = None
-) -> Split:
+) -> Dataset:
     """Load the bundled sample.
 
     Args:
@@ -38,4 +38,4 @@ def load_fashion_mnist_sample(
     path = resources.files("jaxcnn.data") / SAMPLE_FILE
     with path.open("rb") as file, np.load(file) as arrays:
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-    return Split(images[..., None], labels.astype(np.int32), CLASS_NAMES)
+    return Dataset(images[..., None], labels.astype(np.int32), CLASS_NAMES)

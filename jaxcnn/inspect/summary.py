@@ -39,7 +39,7 @@ class LayerRow:
     receptive_field: tuple[int, int]
 
     def shape_nchw(self) -> tuple[int, ...]:
-        """Return the shape in the notebook's order, [N, C, H, W].
+        """Return the shape in d2l's order, [N, C, H, W].
 
         >>> LayerRow(1, "Conv", "conv1", (1, 28, 28, 6), 156, 0, (5, 5)).shape_nchw()
         (1, 6, 28, 28)
@@ -87,7 +87,7 @@ def layer_summary(model: nn.Module, input_shape: Sequence[int]) -> list[LayerRow
     Raises:
         ValueError: if the model cannot take such images.
 
-    Source: the notebook's `layer_summary` (7.6.1).
+    Source: d2l's `layer_summary` (7.6.1).
 
     >>> from jaxcnn.models import LeNet
     >>> rows = layer_summary(LeNet(), (1, 28, 28, 1))
@@ -116,7 +116,7 @@ def summary_table(
         rows: from `layer_summary`.
         title: above the table.
         depth: leave out layers within layers beyond it; None for all.
-        nchw: print shapes in the notebook's order, [N, C, H, W].
+        nchw: print shapes in d2l's order, [N, C, H, W].
     """
     top = [row for row in rows if row.depth == 1]
     table = Table(title=title, show_footer=True)

@@ -1,4 +1,4 @@
-"""Weights in and out: PyTorch state dicts named as the notebook's modules name them."""
+"""Weights in and out: PyTorch state dicts named as d2l's modules name them."""
 
 from jaxcnn.interop.torch import from_torch, load_state_dict, save_state_dict, to_torch
 

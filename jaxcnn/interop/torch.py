@@ -1,4 +1,4 @@
-"""PyTorch's state dicts of the notebook's networks, to and from Flax variables.
+"""PyTorch's state dicts of d2l's networks, to and from Flax variables.
 
 | PyTorch                          | Flax                  | change                                |
 |----------------------------------|-----------------------|---------------------------------------|
@@ -48,11 +48,11 @@ def to_torch(params: Any, batch_stats: Any, model: nn.Module) -> StateDict:
         model: a `LeNet`, `VGG` or `ResNet`.
 
     Returns:
-        Arrays by the names that the notebook's module gives them, such as 'net.0.weight'. The
+        Arrays by the names that d2l's module gives them, such as 'net.0.weight'. The
         'num_batches_tracked' of each BatchNorm is 0; PyTorch does not use it at momentum 0.1.
 
     Raises:
-        ValueError: if the model has no counterpart in the notebook.
+        ValueError: if the model has no counterpart in d2l.
 
     >>> model = LeNet()
     >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
@@ -75,14 +75,14 @@ def from_torch(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any
     """Convert a PyTorch state dict to Flax variables.
 
     Args:
-        state_dict: of the notebook's module; arrays or tensors by name.
+        state_dict: of d2l's module; arrays or tensors by name.
         model: the same network, with the same number of classes.
 
     Returns:
         {'params': ..., 'batch_stats': ...} in float32, for `model.apply`.
 
     Raises:
-        ValueError: if the model has no counterpart in the notebook, or an entry of the state dict
+        ValueError: if the model has no counterpart in d2l, or an entry of the state dict
             is missing, unexpected or of another shape; it names the entry and both shapes.
 
     >>> model = LeNet()
@@ -173,7 +173,7 @@ def _suffix(path: str | os.PathLike) -> str:
 
 
 def _torch_prefix(model: nn.Module, path: tuple[str, ...]) -> str:
-    """Return what the notebook's module calls a layer: its place in nested Sequentials."""
+    """Return what d2l's module calls a layer: its place in nested Sequentials."""
     if isinstance(model, LeNet):
         places = {"conv1": 0, "conv2": 3, "dense1": 7, "dense2": 9, "dense3": 11}
         return f"net.{places[path[0]]}"
@@ -186,7 +186,7 @@ def _torch_prefix(model: nn.Module, path: tuple[str, ...]) -> str:
         fixed = {"b1_conv": "0.0", "b1_bn": "0.1", "last": "last.2"}
         return f"net.{fixed.get(path[0]) or '.'.join((*path[0].split('_'), path[1]))}"
     raise ValueError(
-        f"{type(model).__name__} has no counterpart in the notebook; accepted: LeNet, VGG, ResNet "
+        f"{type(model).__name__} has no counterpart in d2l; accepted: LeNet, VGG, ResNet "
         "and what derives from them"
     )
 

@@ -1,4 +1,4 @@
-"""The networks of the notebook, and the one place to register another."""
+"""The networks of d2l, and the one place to register another."""
 
 from collections.abc import Callable
 from functools import partial

@@ -10,7 +10,7 @@
 | dense2  | sigmoid                | ReLU         | 84                     |
 | dense3  |                        |              | num_classes            |
 
-Sources: notebook 7.6; LeCun et al., Gradient-based learning applied to document recognition, 1998.
+Sources: d2l 7.6; LeCun et al., Gradient-based learning applied to document recognition, 1998.
 """
 
 from collections.abc import Callable
@@ -72,7 +72,7 @@ class LeNet(nn.Module):
 
 
 class LeNetModern(LeNet):
-    """LeNet with ReLU and max pooling (notebook 7.6, exercise); see `LeNet`."""
+    """LeNet with ReLU and max pooling (d2l 7.6, exercise); see `LeNet`."""
 
     activation: Callable[[jax.Array], jax.Array] = relu
     pool: Callable[..., jax.Array] = max_pool

@@ -9,8 +9,8 @@
 | b5   | 2 residual blocks, the first at stride 2         | 3 x 3 x 512            |
 | last | mean over the image, dense                       | num_classes            |
 
-Sources: notebook 8.6; He et al., Deep residual learning for image recognition, 2016. As in the
-notebook, the convolutions keep their biases although BatchNorm follows.
+Sources: d2l 8.6; He et al., Deep residual learning for image recognition, 2016. As in
+d2l, the convolutions keep their biases although BatchNorm follows.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,7 +44,7 @@ class Residual(nn.Module):
     Raises:
         ValueError: if the input cannot be added because its shape changes.
 
-    Source: notebook 8.6.2.
+    Source: d2l 8.6.2.
 
     >>> block = Residual(6, use_1x1conv=True, strides=2)
     >>> block.init_with_output(jax.random.key(0), jax.numpy.ones((4, 6, 6, 3)))[0].shape
@@ -91,7 +91,7 @@ class ResNet(nn.Module):
             least that.
         axis_name: mapped axis over which BatchNorm is synchronised; None under plain `jit`.
 
-    Source: notebook 8.6.3.
+    Source: d2l 8.6.3.
 
     >>> model = ResNet(arch=((1, 4), (1, 8)))
     >>> variables = jax.eval_shape(model.init, jax.random.key(0), jax.numpy.zeros((1, 32, 32, 1)))
@@ -141,6 +141,6 @@ class ResNet(nn.Module):
 
 
 class ResNet18(ResNet):
-    """ResNet with two blocks of 64, 128, 256 and 512 channels (notebook 8.6.3); see `ResNet`."""
+    """ResNet with two blocks of 64, 128, 256 and 512 channels (d2l 8.6.3); see `ResNet`."""
 
     arch: Sequence[tuple[int, int]] = ((2, 64), (2, 128), (2, 256), (2, 512))

@@ -1,6 +1,6 @@
 """VGG: blocks of 3 x 3 convolutions, each block halving the image.
 
-Sources: notebook 8.2; Simonyan and Zisserman, Very deep convolutional networks for large-scale
+Sources: d2l 8.2; Simonyan and Zisserman, Very deep convolutional networks for large-scale
 image recognition, 2014.
 """
 
@@ -13,11 +13,11 @@ from flax import linen as nn
 
 from jaxcnn.layers import Conv, Dense, at_least_float32, flatten, max_pool, relu
 from jaxcnn.ops.implementation import fast_in_loops
-from jaxcnn.ops.memory import by_chunks
+from jaxcnn.ops.memory import remat_in_chunks
 
 # One (convolutions, channels) pair for each block.
 VGG11 = ((1, 64), (1, 128), (2, 256), (2, 512), (2, 512))
-VGG_NARROW = ((1, 16), (1, 32), (2, 64), (2, 128), (2, 128))  # the notebook trains this one
+VGG_NARROW = ((1, 16), (1, 32), (2, 64), (2, 128), (2, 128))  # d2l trains this one
 
 
 class VGGBlock(nn.Module):
@@ -47,7 +47,7 @@ class VGGBlock(nn.Module):
             whole = self.clone(parent=None, name=None, in_chunks=False)
             _, height, width, _ = x.shape
             image_bytes = height * width * self.out_channels * x.dtype.itemsize
-            return by_chunks(partial(whole.apply, self.variables), x, image_bytes)
+            return remat_in_chunks(partial(whole.apply, self.variables), x, image_bytes)
         layers: list[Callable] = []
         for i in range(1, self.num_convs + 1):
             conv = Conv(self.out_channels, 3, padding=1, dtype=self.dtype, name=f"conv{i}")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxcnn.ops import passes
+from jaxcnn.ops import primitives
 from jaxcnn.ops.geometry import Geometry, xla_forward, xla_forward_sigmoid
 from jaxcnn.ops.implementation import choose_implementation
 from jaxcnn.ops.sizes import IntOrPair, as_pair, conv_output_size
@@ -45,7 +45,7 @@ def conv2d(
     """
     images, geometry = _place(images, kernel, strides, padding, precision)
     if _is_fast(implementation, images, kernel):
-        return passes.conv(images, kernel, geometry)
+        return primitives.conv(images, kernel, geometry)
     return xla_forward(images, kernel, geometry)
 
 
@@ -85,7 +85,7 @@ def conv2d_sigmoid(
             f"and kernel {kernel.shape}"
         )
     if _is_fast(implementation, images, kernel, bias):
-        return passes.conv_sigmoid(images, kernel, bias, geometry)
+        return primitives.conv_sigmoid(images, kernel, bias, geometry)
     return xla_forward_sigmoid(images, kernel, bias, geometry)
 
 
@@ -136,7 +136,7 @@ def corr2d(x: ArrayLike, k: ArrayLike) -> jax.Array:
     Raises:
         ValueError: if a rank is not 2 or the kernel is larger than the image.
 
-    Source: notebook 7.2.1.
+    Source: d2l 7.2.1.
 
     >>> corr2d(jnp.arange(9.0).reshape(3, 3), jnp.arange(4.0).reshape(2, 2))
     Array([[19., 25.],
@@ -160,7 +160,7 @@ def corr2d_multi_in(x: ArrayLike, k: ArrayLike) -> jax.Array:
     Raises:
         ValueError: if a rank is not 3, the channels differ or the kernel is larger than the image.
 
-    Source: notebook 7.4.1.
+    Source: d2l 7.4.1.
 
     >>> x = jnp.arange(9.0).reshape(1, 3, 3)
     >>> k = jnp.arange(4.0).reshape(1, 2, 2)
@@ -187,7 +187,7 @@ def corr2d_multi_in_out(x: ArrayLike, k: ArrayLike) -> jax.Array:
     Raises:
         ValueError: if a rank or the channels do not match, or the kernel is larger than the image.
 
-    Source: notebook 7.4.2.
+    Source: d2l 7.4.2.
 
     >>> corr2d_multi_in_out(jnp.ones((2, 3, 3)), jnp.ones((3, 2, 2, 2))).shape
     (3, 2, 2)
@@ -213,7 +213,7 @@ def corr2d_multi_in_out_1x1(x: ArrayLike, k: ArrayLike) -> jax.Array:
     Raises:
         ValueError: if a rank or the channels do not match, or the kernel is not 1 x 1.
 
-    Source: notebook 7.4.3.
+    Source: d2l 7.4.3.
 
     >>> corr2d_multi_in_out_1x1(jnp.ones((3, 3, 3)), jnp.ones((2, 3, 1, 1))).shape
     (2, 3, 3)

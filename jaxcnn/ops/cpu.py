@@ -19,7 +19,7 @@ XLA's kernel gradient is a convolution whose kernel is as large as the image, wh
 time goes: on two Zen 5 cores it runs at a fifth to a half of the rate of the same work as matrix
 products. `benchmarks/conv.py` has the figures, shape by shape.
 
-The signatures are those of `jaxcnn.ops.passes`, which these functions serve. All are deterministic.
+The signatures are those of `jaxcnn.ops.primitives`, which these functions serve. All are deterministic.
 """
 
 import itertools
@@ -45,7 +45,7 @@ _CHUNK_BYTES = 4 << 20  # of rearranged images: large enough for a fast product,
 _SMALL = 50_000_000  # multiply-adds; below, without oneDNN, XLA's own kernel gradient is faster
 _BANDED = 1_000_000  # multiply-adds of an image; below, as in LeNet, one banded product is fastest
 _LANES = 16  # channels that fill a vector register
-_MOST_SPREAD = 96  # numbers of a block of g to spread; with fewer, spreading costs more
+_MAX_SPREAD = 96  # numbers of a block of g to spread; with fewer, spreading costs more
 _FEW_CHANNELS = 32  # below, laying both operands out costs more than the larger product gains
 _LARGE_CHUNK = 8 << 20  # where the product of a chunk is large too, or an image takes little
 _WINOGRAD = 16  # channels and features; below, the sums cost more than the products saved
@@ -161,7 +161,7 @@ def _banded_images_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry)
     (s, t), (p, q) = geometry.strides, geometry.padding
     (batch, height, width, features), channels = g.shape, kernel.shape[2]
     rows, columns = geometry.image[0] + 2 * p, geometry.image[1] + 2 * q
-    block = _block(width, features, _MOST_SPREAD)
+    block = _block(width, features, _MAX_SPREAD)
     band = _band(kernel, block, geometry)
     products = product(
         g.reshape(-1, block * features), band.reshape(-1, block * features), transpose_b=True

@@ -1,7 +1,7 @@
 """What a program on CPU keeps in memory and what it computes again, where XLA chooses badly.
 
-Values and derivatives are what they would be without: bit for bit with `keep`, up to rounding with
-`by_chunks`, which adds up what comes of each chunk. On GPU and TPU neither does anything.
+Values and derivatives are what they would be without: bit for bit with `materialize`, up to rounding with
+`remat_in_chunks`, which adds up what comes of each chunk. On GPU and TPU neither does anything.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _CHUNK_BYTES = 8 << 20  # of feature maps; about what the caches hold
 
 
 @jax.custom_jvp
-def keep(x: jax.Array) -> jax.Array:
+def materialize(x: jax.Array) -> jax.Array:
     """Return x, a floating-point array, computed once even if several operations read it.
 
     What is made of one array by cheap operations, XLA computes anew for each reader, and keeps that
@@ -23,18 +23,20 @@ def keep(x: jax.Array) -> jax.Array:
     several arrays of one size it computes once. A choice among two of them is such an operation,
     even one with a known answer: NaN alone differs from itself, and stays NaN.
 
-    >>> keep(jnp.array([1.0, -2.0])).tolist()
+    >>> materialize(jnp.array([1.0, -2.0])).tolist()
     [1.0, -2.0]
     """
     return lax.platform_dependent(x, cpu=lambda x: jnp.where(x == x, x, -x), default=lambda x: x)
 
 
-@keep.defjvp
-def _keep_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    return keep(*primals), tangents[0]
+@materialize.defjvp
+def _materialize_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    return materialize(*primals), tangents[0]
 
 
-def by_chunks(
+def remat_in_chunks(
     function: Callable[[jax.Array], Any], images: jax.Array, image_bytes: int
 ) -> jax.Array:
     """Return what `function` makes of images, by small chunks of the batch, and forget the rest.
@@ -48,7 +50,7 @@ def by_chunks(
         images: [N, ...].
         image_bytes: of the largest array that the function makes of one image.
 
-    >>> by_chunks(lambda x: x + 1, jnp.zeros((4, 2)), image_bytes=5_000_000).shape
+    >>> remat_in_chunks(lambda x: x + 1, jnp.zeros((4, 2)), image_bytes=5_000_000).shape
     (4, 2)
     """
     batch = len(images)

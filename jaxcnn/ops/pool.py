@@ -38,7 +38,7 @@ def max_pool(
         ValueError: if the rank is not 4, the window does not fit, the padding exceeds half of the
             window, or the implementation is unknown.
 
-    Source: notebook 7.5.2; semantics of PyTorch's `MaxPool2d`.
+    Source: d2l 7.5.2; semantics of PyTorch's `MaxPool2d`.
 
     >>> x = jnp.arange(16.0).reshape(1, 4, 4, 1)
     >>> max_pool(x, 3, strides=2, padding=1)[0, :, :, 0]
@@ -76,7 +76,7 @@ def avg_pool(
         ValueError: if the rank is not 4, the window does not fit, the padding exceeds half of the
             window, or the implementation is unknown.
 
-    Source: notebook 7.5 and 7.6; semantics of PyTorch's `AvgPool2d`.
+    Source: d2l 7.5 and 7.6; semantics of PyTorch's `AvgPool2d`.
 
     >>> avg_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), 2)[0, :, :, 0]
     Array([[ 2.5,  4.5],
@@ -108,7 +108,7 @@ def pool2d(x: ArrayLike, pool_size: IntOrPair, mode: str = "max") -> jax.Array:
     Raises:
         ValueError: if the rank is not 2, the mode is unknown or the window does not fit.
 
-    Source: notebook 7.5.1.
+    Source: d2l 7.5.1.
 
     >>> x = jnp.arange(9.0).reshape(3, 3)
     >>> pool2d(x, (2, 2))
@@ -142,7 +142,7 @@ class _Places(NamedTuple):
 
 TILES_OF_2 = _Places((2, 2), (2, 2), (0, 0))
 HALVING = _Places((3, 3), (2, 2), (1, 1))  # of ResNet's stem
-_MOST_PIXELS = 16  # of a window; each is a slice of its own to compile
+_MAX_PIXELS = 16  # of a window; each is a slice of its own to compile
 
 
 def _check(
@@ -228,7 +228,7 @@ def _pixels(images: jax.Array, places: _Places) -> list[jax.Array]:
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _tile_sums(images: jax.Array, places: _Places) -> jax.Array:
     """Return the sums of windows side by side, small ones by whole arrays: faster on CPU."""
-    if math.prod(places.window) > _MOST_PIXELS:
+    if math.prod(places.window) > _MAX_PIXELS:
         return _tiles(images, places).sum(axis=(2, 4))
     images_or_float32 = images.astype(np.promote_types(images.dtype, np.float32))
     return reduce(jnp.add, _pixels(images_or_float32, places)).astype(images.dtype)

@@ -34,7 +34,7 @@ def conv_output_size(input_size: int, kernel_size: int, padding: int = 0, stride
         ValueError: if a size or the stride is below 1, the padding is negative, or the kernel is
             larger than the padded input.
 
-    Source: notebook 7.3; its exercise with kernel (3, 5), padding (0, 1), stride (3, 4) on 8 x 8:
+    Source: d2l 7.3; its exercise with kernel (3, 5), padding (0, 1), stride (3, 4) on 8 x 8:
 
     >>> conv_output_size(8, 3, padding=0, stride=3), conv_output_size(8, 5, padding=1, stride=4)
     (2, 2)

@@ -68,7 +68,7 @@ class Display:
     ) -> None:
         self._live.stop()
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line that stays; a run goes on if it cannot be printed."""
         with contextlib.suppress(OSError):
             self.console.print(text, markup=False)
@@ -94,7 +94,9 @@ class Display:
             )
         elif time.monotonic() - self._last_line > _PLAIN_SECONDS:
             self._last_line = time.monotonic()
-            self.say(f"epoch {epoch}/{self._num_epochs}  step {step}/{self._num_steps}  {numbers}")
+            self.print(
+                f"epoch {epoch}/{self._num_epochs}  step {step}/{self._num_steps}  {numbers}"
+            )
 
     def evaluating(self) -> None:
         """Show that the epoch's steps are done and the test set is being evaluated."""
@@ -103,7 +105,7 @@ class Display:
     def epoch(self, row: Row) -> None:
         """Print the row of a finished epoch."""
         self._last_line = time.monotonic()
-        self.say(
+        self.print(
             f"epoch {row['epoch']}/{self._num_epochs}  step {row['step']}  "
             f"train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.4f}  "
             f"test loss {row['test_loss']:.4f} accuracy {row['test_accuracy']:.4f}  "

@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxcnn.config import DTYPES, check_batches, validate_config
-from jaxcnn.data import Split, load_dataset
+from jaxcnn.data import Dataset, load_dataset
 from jaxcnn.errors import ConfigError, StoppedError, TrainingError
 from jaxcnn.models import create_model
 from jaxcnn.train.checkpoint import Progress
@@ -60,7 +60,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> TrainState:
     )
     optimizer = create_optimizer(config)
     image_shape = (config.image_size, config.image_size, train.images.shape[3])
-    state = parallel.run_once(
+    state = parallel.compile_and_run(
         partial(create_train_state, model, optimizer, image_shape, config.seed, dtype)
     )
     num_steps = config.num_epochs * -(-len(train.labels) // config.batch_size)
@@ -70,22 +70,22 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> TrainState:
         Workdir(workdir, config, digests, environment) as run,
         Display(num_steps, config.num_epochs) as display,
     ):
-        display.say(_describe(config, state, train, test, parallel, run.folder))
-        state, progress = run.resume(parallel.replicate(state), warn=display.say)
+        display.print(_describe(config, state, train, test, parallel, run.folder))
+        state, progress = run.resume(parallel.replicate(state), warn=display.print)
         for change in run.changes:
-            display.say(f"note: {change}")
+            display.print(f"note: {change}")
         if int(state.step):
-            display.say(_where(progress, int(state.step), config.num_epochs))
+            display.print(_resume_message(progress, int(state.step), config.num_epochs))
         if progress.epoch < config.num_epochs:
             programs = Programs(config, parallel, model, optimizer, train, test, state)
             with StopSignal() as stop:
-                display.say(f"compiled in {programs.compile_seconds:.1f} s")
+                display.print(f"compiled in {programs.compile_seconds:.1f} s")
                 trainer = Trainer(config, programs, run, display, stop, state, progress)
                 while trainer.progress.epoch < config.num_epochs:
                     trainer.train_epoch()
                 state = trainer.state
         run.draw()
-        display.say(_summarize(run))
+        display.print(_summarize(run))
     return state
 
 
@@ -108,7 +108,7 @@ class Trainer:
         self._step = int(state.step)  # whose metrics are recorded
         self._step_rows: list[Row] = []  # since the last checkpoint
         self._compile_seconds = programs.compile_seconds
-        self._chooses_steps = config.steps_per_dispatch == 0
+        self._chooses_steps = config.steps_per_call == 0
         self._step_seconds = _CALL_SECONDS  # of the last call; at first one step, to see
 
     def train_epoch(self) -> None:
@@ -164,7 +164,7 @@ class Trainer:
         """Let the next call take as many steps as its time allows, unless the config says."""
         if self._chooses_steps:
             steps = int(_CALL_SECONDS / self._step_seconds)
-            self._programs.steps_per_call = min(max(steps, 1), self._programs.most_steps_per_call)
+            self._programs.steps_per_call = min(max(steps, 1), self._programs.max_steps_per_call)
 
     def _record(self, waiting: list[Metrics], start: float, leave: int = 0) -> None:
         """Add the metrics of calls to the epoch's, the oldest first; waits for the device.
@@ -177,7 +177,7 @@ class Trainer:
         while len(waiting) > leave:
             progress = self.progress
             total = Metrics(progress.loss_sum, progress.correct, progress.count)
-            entries = waiting.pop(0).rows()
+            entries = waiting.pop(0).per_step()
             seconds = time.perf_counter() - start
             self._step_seconds = max(seconds - progress.seconds, 1e-6) / len(entries)
             for entry in entries:
@@ -216,7 +216,7 @@ class Trainer:
         return latest.total()
 
     def _save(self, row: Row | None = None) -> None:
-        self._run.keep(self.state, self.progress, self._step_rows, row)
+        self._run.save(self.state, self.progress, self._step_rows, row)
         self._step_rows = []
 
     def _stop_if_asked(self) -> None:
@@ -232,7 +232,7 @@ class Trainer:
         )
 
 
-def _where(progress: Progress, step: int, num_epochs: int) -> str:
+def _resume_message(progress: Progress, step: int, num_epochs: int) -> str:
     """Say where a run goes on, or that it does not."""
     if progress.epoch >= num_epochs:
         return f"already trained; nothing to do after epoch {progress.epoch} (step {step})"
@@ -249,7 +249,7 @@ def _check_finite(loss: float, step: int, name: str) -> None:
         )
 
 
-def _load_data(config: ConfigDict) -> tuple[Split, Split]:
+def _load_data(config: ConfigDict) -> tuple[Dataset, Dataset]:
     limits = {"train": config.max_train_examples, "test": config.max_test_examples}
     train, test = (
         load_dataset(config.dataset, split, config.data_dir, config.data_source).first(limit)
@@ -266,8 +266,8 @@ def _load_data(config: ConfigDict) -> tuple[Split, Split]:
 def _describe(
     config: ConfigDict,
     state: TrainState,
-    train: Split,
-    test: Split,
+    train: Dataset,
+    test: Dataset,
     parallel: DataParallel,
     folder: Path,
 ) -> str:

@@ -33,7 +33,7 @@ class Metrics(struct.PyTreeNode):
         return cls(*(jnp.zeros(shape, dtype) for _ in range(3)))
 
     @classmethod
-    def of_batch(
+    def from_batch(
         cls, losses: jax.Array, logits: Any, labels: jax.Array, weights: jax.Array
     ) -> "Metrics":
         """Sum over a batch.
@@ -67,10 +67,10 @@ class Metrics(struct.PyTreeNode):
         """Return the share of examples classified correctly, of a total."""
         return float(self.correct / self.count)
 
-    def rows(self) -> list["Metrics"]:
+    def per_step(self) -> list["Metrics"]:
         """Wait for the device and return one total per entry that holds examples.
 
-        >>> [row.loss() for row in Metrics(jnp.ones(2), jnp.zeros(2), jnp.array([4.0, 0.0])).rows()]
+        >>> [row.loss() for row in Metrics(jnp.ones(2), jnp.zeros(2), jnp.array([4.0, 0.0])).per_step()]
         [0.25]
         """
         entries = zip(*jax.tree.leaves(jax.device_get(self)), strict=True)

@@ -37,7 +37,7 @@ class DataParallel:
 
     >>> parallel = DataParallel(num_devices=1)
     >>> data = parallel.replicate(np.arange(8.0))
-    >>> batches = parallel.share(np.array([[0, 1, 2], [5, 6, 7]]))
+    >>> batches = parallel.shard(np.array([[0, 1, 2], [5, 6, 7]]))
     >>> program = parallel.compile(lambda data, batches: data[batches].sum(axis=1), data, batches)
     >>> program(data, batches)
     Array([ 3., 18.], dtype=float32)
@@ -59,7 +59,7 @@ class DataParallel:
         """Copy arrays to every device; their shapes do not change."""
         return jax.device_put(tree, self._replicated)
 
-    def share(self, batches: np.ndarray) -> jax.Array:
+    def shard(self, batches: np.ndarray) -> jax.Array:
         """Give every device its part of every batch.
 
         Args:
@@ -81,7 +81,7 @@ class DataParallel:
 
         Args:
             program: its results must be the same on every device (reduced over `axis_name`).
-            *args: arrays from `replicate` and, last, from `share`.
+            *args: arrays from `replicate` and, last, from `shard`.
             donate: positions of the arguments whose memory the results may take over.
         """
         options = compiler_options(self.platform)
@@ -97,7 +97,7 @@ class DataParallel:
         )
         return mapped.lower(*args).compile(options)
 
-    def run_once(self, program: Callable[[], T]) -> T:
+    def compile_and_run(self, program: Callable[[], T]) -> T:
         """Return what a program makes that has no arguments and runs only here.
 
         On CPU it is compiled with less optimisation, in a third of the time; with the versions

@@ -21,14 +21,14 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from jaxcnn.config import DTYPES
-from jaxcnn.data import Split, epoch_batches, preprocess
+from jaxcnn.data import Dataset, epoch_batches, preprocess
 from jaxcnn.ops.implementation import fast_in_loops
 from jaxcnn.train.metrics import Metrics
 from jaxcnn.train.parallel import DataParallel
 from jaxcnn.train.state import TrainState
 from jaxcnn.train.step import eval_step, train_step
 
-_MOST_STEPS = 50  # of one call: more would save nothing, and their metrics come together
+_MAX_STEPS = 50  # of one call: more would save nothing, and their metrics come together
 
 
 class DeviceData(NamedTuple):
@@ -66,7 +66,7 @@ class Programs:
     Attributes:
         compile_seconds: what compiling took.
         steps_per_epoch: the last, smaller batch counted.
-        most_steps_per_call: of training or evaluation that a call can take.
+        max_steps_per_call: of training or evaluation that a call can take.
         steps_per_call: that the next calls take, at most; may be set from 1 to the most. What comes
             out does not depend on it, to the bit.
 
@@ -86,8 +86,8 @@ class Programs:
         parallel: DataParallel,
         model: nn.Module,
         optimizer: optax.GradientTransformation,
-        train: Split,
-        test: Split,
+        train: Dataset,
+        test: Dataset,
         state: TrainState,
     ):
         self._config, self._parallel = config, parallel
@@ -95,7 +95,7 @@ class Programs:
         self._train_data = parallel.replicate(DeviceData(train.images, train.labels))
         self._test_data = parallel.replicate(DeviceData(test.images, test.labels))
         self._test_batches = padded_batches(len(test.labels), config.batch_size)
-        self._test_indices = parallel.share(self._test_batches)
+        self._test_indices = parallel.shard(self._test_batches)
         # Logits are float32 at least, and metrics are of their dtype.
         dtype = jnp.float64 if config.dtype == "float64" else jnp.float32
         self._no_metrics = partial(Metrics.zeros, dtype=dtype)
@@ -111,10 +111,10 @@ class Programs:
         self._epoch_batches = jax.jit(epoch_batches, static_argnums=(2, 3))
         self.steps_per_epoch = -(-self._num_train // config.batch_size)
         has_loops = parallel.platform != "cpu" or fast_in_loops(DTYPES[config.dtype])
-        self.most_steps_per_call = config.steps_per_dispatch or (_MOST_STEPS if has_loops else 1)
-        self.steps_per_call = self.most_steps_per_call
+        self.max_steps_per_call = config.steps_per_call or (_MAX_STEPS if has_loops else 1)
+        self.steps_per_call = self.max_steps_per_call
         self._counts = parallel.replicate(
-            tuple(jnp.asarray(n, jnp.int32) for n in range(self.most_steps_per_call + 1))
+            tuple(jnp.asarray(n, jnp.int32) for n in range(self.max_steps_per_call + 1))
         )
         self._compile(state)
 
@@ -126,7 +126,7 @@ class Programs:
                 state,
                 self._counts[1],
                 self._train_data,
-                self._parallel.share(part),
+                self._parallel.shard(part),
                 donate=(0,),
             )
             for part in self._epoch(0)
@@ -151,7 +151,7 @@ class Programs:
         """
         epoch, position = divmod(step, self.steps_per_epoch)
         for program, part in zip(self._train_programs, self._epoch(epoch), strict=True):
-            batches = self._parallel.share(part)
+            batches = self._parallel.shard(part)
             while position < len(part):
                 steps = min(self.steps_per_call, len(part) - position)
                 if self._config.checkpoint_every_steps:
@@ -201,7 +201,7 @@ class Programs:
         def take_step(state: TrainState) -> tuple[TrainState, Metrics]:
             return self._train_step(state, *self._batch(data, batches[position(state)]))
 
-        if self.most_steps_per_call == 1:
+        if self.max_steps_per_call == 1:
             state, metrics = take_step(state)
             return state, jax.tree.map(lambda x: x[None], metrics)
 
@@ -210,7 +210,7 @@ class Programs:
             state, metrics = take_step(state)
             return state, jax.tree.map(lambda row, x: row.at[i].set(x), rows, metrics)
 
-        rows = self._no_metrics((self.most_steps_per_call,))
+        rows = self._no_metrics((self.max_steps_per_call,))
         return lax.fori_loop(0, count, body, (state, rows))
 
     def _evaluation_program(
@@ -230,7 +230,7 @@ class Programs:
             weights = (batches[position] >= 0).astype(jnp.float32)
             return total + self._eval_step(state, images, labels, weights), position + 1
 
-        if self.most_steps_per_call == 1:
+        if self.max_steps_per_call == 1:
             return add_batch(0, (total, position))
         return lax.fori_loop(0, count, add_batch, (total, position))
 

@@ -60,7 +60,7 @@ def train_step(
         return losses.mean(), (losses, logits, updates.get("batch_stats", {}))
 
     grads, (losses, logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
-    metrics = Metrics.of_batch(losses, logits, labels, jnp.ones_like(losses))
+    metrics = Metrics.from_batch(losses, logits, labels, jnp.ones_like(losses))
     if axis_name is not None:
         grads = lax.pmean(grads, axis_name)
         metrics = lax.psum(metrics, axis_name)
@@ -95,5 +95,5 @@ def eval_step(
     """
     logits = model.apply(state.variables, images, train=False)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    metrics = Metrics.of_batch(losses, logits, labels, weights)
+    metrics = Metrics.from_batch(losses, logits, labels, weights)
     return metrics if axis_name is None else lax.psum(metrics, axis_name)

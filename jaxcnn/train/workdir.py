@@ -22,7 +22,7 @@ MAY_CHANGE = (
     "data_source",
     "checkpoint_every_steps",
     "num_devices",
-    "steps_per_dispatch",
+    "steps_per_call",
 )
 
 
@@ -111,7 +111,7 @@ class Workdir:
             self._open.callback(self._tensorboard.close)
         return state, progress
 
-    def keep(
+    def save(
         self, state: TrainState, progress: Progress, step_rows: list[Row], row: Row | None = None
     ) -> None:
         """Log what has happened since the last checkpoint and save another.

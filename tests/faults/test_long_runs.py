@@ -15,7 +15,7 @@ from jaxcnn.train.programs import TrainCall
 def test_nothing_is_compiled_after_the_second_step(tmp_path, monkeypatch, caplog):
     config = smoke(get_default_config(), image_size=28)
     config.num_devices, config.num_epochs = 1, 3
-    config.checkpoint_every_steps = config.steps_per_dispatch = 2
+    config.checkpoint_every_steps = config.steps_per_call = 2
     calls, call = [], TrainCall.__call__
 
     def compilations():

@@ -20,7 +20,7 @@ from jaxcnn.train.signals import StopSignal
 def config_of(**changes):
     """LeNet for two epochs of eight steps, the last of each with a smaller batch."""
     config = smoke(get_default_config(), image_size=28)
-    config.num_devices, config.momentum, config.steps_per_dispatch = 1, 0.9, 1
+    config.num_devices, config.momentum, config.steps_per_call = 1, 0.9, 1
     config.update(changes)
     return config
 
@@ -114,7 +114,7 @@ def test_saving_within_an_epoch_changes_nothing(straight, tmp_path, monkeypatch)
 
 
 def test_several_steps_per_call(tmp_path, monkeypatch):
-    config = config_of(steps_per_dispatch=3, checkpoint_every_steps=5)  # 3, 2, 2, 1
+    config = config_of(steps_per_call=3, checkpoint_every_steps=5)  # 3, 2, 2, 1
     steps = remember_saves(monkeypatch)
     straight = outcome(train_and_evaluate(config, tmp_path / "straight"), tmp_path / "straight")
     assert steps == [5, 8, 10, 15, 16]
@@ -138,12 +138,12 @@ def test_calls_take_as_many_steps_as_their_time_allows(tmp_path, monkeypatch, se
 
     monkeypatch.setattr(TrainCall, "__call__", remember)
     monkeypatch.setattr(loop, "_CALL_SECONDS", seconds)
-    config = config_of(steps_per_dispatch=0)
+    config = config_of(steps_per_call=0)
     results = outcome(train_and_evaluate(config, tmp_path / "a"), tmp_path / "a")
     # Eight steps an epoch, one of them with a smaller batch; the very first goes alone.
     assert steps == ([1] * 16 if seconds < 1 else [1, 6, 1, 7, 1])
     monkeypatch.undo()
-    config.steps_per_dispatch = 4
+    config.steps_per_call = 4
     assert_same(outcome(train_and_evaluate(config, tmp_path / "b"), tmp_path / "b"), results)
 
 

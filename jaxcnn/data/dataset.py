@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Split(NamedTuple):
+class Dataset(NamedTuple):
     """One split of a data set of labelled images.
 
     Attributes:
@@ -19,20 +19,20 @@ class Split(NamedTuple):
     labels: np.ndarray
     class_names: tuple[str, ...]
 
-    def first(self, count: int) -> "Split":
+    def first(self, count: int) -> "Dataset":
         """Return the first `count` examples, or all of them if `count` is 0.
 
-        >>> Split(np.zeros((5, 2, 2, 1), np.uint8), np.arange(5), ("a",)).first(2).labels
+        >>> Dataset(np.zeros((5, 2, 2, 1), np.uint8), np.arange(5), ("a",)).first(2).labels
         array([0, 1])
         """
         if count == 0:
             return self
-        return Split(self.images[:count], self.labels[:count], self.class_names)
+        return Dataset(self.images[:count], self.labels[:count], self.class_names)
 
     def digest(self) -> str:
         """Return the SHA-256 of the images and labels, in their order, in hexadecimal.
 
-        >>> Split(np.zeros((5, 2, 2, 1), np.uint8), np.arange(5), ("a",)).digest()[:8]
+        >>> Dataset(np.zeros((5, 2, 2, 1), np.uint8), np.arange(5), ("a",)).digest()[:8]
         'e232b26f'
         """
         digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""From arrays to batches: the order of an epoch, and the resize against torchvision's."""
+"""From arrays to batches: order, augmentation, and the resize against torchvision's."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcnn.data import epoch_batches, load_fashion_mnist_sample, preprocess
+from jaxcnn.data import AUGMENTATIONS, epoch_batches, load_fashion_mnist_sample, preprocess
 
 
 @pytest.mark.parametrize(("num_examples", "batch_size"), [(10, 4), (12, 4), (5, 5), (7, 1)])
@@ -66,3 +66,17 @@ def test_preprocess_under_jit_and_in_bfloat16():
     x = jax.jit(lambda x: preprocess(x, 32, jnp.bfloat16))(images)
     assert x.dtype == jnp.bfloat16
     np.testing.assert_allclose(x.astype(jnp.float32), preprocess(images, 32), atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_augmentations_keep_shape_dtype_and_range(name, dtype):
+    images = preprocess(jnp.asarray(load_fashion_mnist_sample("train").images[:8]), 32, dtype)
+    augmented = jax.jit(AUGMENTATIONS[name])(jax.random.key(0), images)
+    assert (augmented.shape, augmented.dtype) == (images.shape, images.dtype)
+    assert 0 <= augmented.min() <= augmented.max() <= 1
+
+
+def test_no_augmentation_leaves_the_images_alone():
+    images = jnp.asarray(np.random.default_rng(0).random((4, 28, 28, 1), np.float32))
+    assert (AUGMENTATIONS["none"](jax.random.key(0), images) == images).all()

@@ -1,25 +1,32 @@
-"""Data sets as arrays in memory, and what turns them into batches on the device."""
+"""Data sets as arrays in memory, and how they become batches on the device."""
 
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxcnn.data.dataset import Dataset
+from jaxcnn.data.cache import load_idx_dataset
+from jaxcnn.data.dataset import Dataset, check_dataset
 from jaxcnn.data.fashion_mnist import load_fashion_mnist
-from jaxcnn.data.pipeline import epoch_batches, preprocess
+from jaxcnn.data.pipeline import AUGMENTATIONS, epoch_batches, preprocess
 from jaxcnn.data.sample import load_fashion_mnist_sample
+from jaxcnn.data.spec import IdxSpec
 from jaxcnn.errors import did_you_mean
 
 __all__ = [
+    "AUGMENTATIONS",
     "DATASETS",
     "Dataset",
+    "IdxSpec",
+    "check_dataset",
     "epoch_batches",
     "load_dataset",
     "load_fashion_mnist",
     "load_fashion_mnist_sample",
+    "load_idx_dataset",
     "preprocess",
 ]
 
-# Each takes (split, data_dir, data_source) and returns a Dataset. Add a data set here.
+# What `config.dataset` may be. Each function takes (split, data_dir, data_source) and returns a
+# Dataset. Add a data set here: of MNIST's format, `functools.partial(load_idx_dataset, SPEC)`.
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "fashion_mnist": load_fashion_mnist,
     "fashion_mnist_sample": load_fashion_mnist_sample,
@@ -37,12 +44,15 @@ def load_dataset(
     Args:
         name: a key of `DATASETS`.
         split: 'train' or 'test'.
-        data_dir: where prepared data lie; see `load_fashion_mnist`.
+        data_dir: where prepared data are kept; see `load_fashion_mnist`.
         data_source: folder with the published files; see `load_fashion_mnist`.
+
+    Returns:
+        Images, uint8 [N, H, W, C], labels, int32 [N], and the class names.
 
     Raises:
         ValueError: if the name is not registered or the split does not exist.
-        DataError: if the data are not to be had, or are not what they should be.
+        DataError: if the data cannot be found or downloaded, or are damaged.
 
     >>> load_dataset("fashion_mnist_sample", "test").images.shape
     (1000, 28, 28, 1)

@@ -1,17 +1,23 @@
-"""Prepare Fashion-MNIST ahead of training: `python -m jaxcnn.data`; with `--check`, only look."""
+"""Prepare Fashion-MNIST before training: `python -m jaxcnn.data`; `--check` only looks for it."""
 
 import argparse
 import sys
 
-from jaxcnn.data.fashion_mnist import NoSourceError, is_available_offline, load_fashion_mnist
+from jaxcnn.data.cache import NoSourceError
+from jaxcnn.data.fashion_mnist import is_available_offline, load_fashion_mnist
 from jaxcnn.errors import DataError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return the exit status.
+    """Prepare Fashion-MNIST, or with `--check` look whether that needs a network.
 
-    0 if the data are there; 3 if they are nowhere to be had; 1 for anything else. With `--check`, 0
-    if the data are prepared or the published files are on this machine, 1 otherwise.
+    Args:
+        argv: the command line, without the program's name.
+
+    Returns:
+        The exit status: 0 if the data are ready, 3 if they can neither be found nor downloaded, 1
+        for any other error. With `--check`: 0 if the data are prepared or the published files are
+        on this machine, else 1.
     """
     parser = argparse.ArgumentParser(prog="python -m jaxcnn.data", description="Prepare the data.")
     parser.add_argument("--check", action="store_true", help="only look whether they are there")

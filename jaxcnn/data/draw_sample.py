@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn.data.fashion_mnist import CLASS_NAMES, DEBIAN_FOLDER
+from jaxcnn.data.fashion_mnist import DEBIAN_FOLDER, FASHION_MNIST
 from jaxcnn.data.idx import find_idx_files, read_idx_split
 from jaxcnn.data.sample import SAMPLE_FILE
 
@@ -17,7 +17,7 @@ def draw_sample(folder: str | Path) -> dict[str, np.ndarray]:
     """Draw the sample from the published files.
 
     Args:
-        folder: where the four IDX files lie.
+        folder: where the four IDX files are.
 
     Returns:
         `<split>_images`, uint8 [N, 28, 28], and `<split>_labels`, uint8 [N], in published order.
@@ -28,11 +28,11 @@ def draw_sample(folder: str | Path) -> dict[str, np.ndarray]:
     paths = find_idx_files(folder)
     arrays = {}
     for split, count in PER_CLASS.items():
-        images, labels = read_idx_split(split, paths)
+        images, labels = read_idx_split(FASHION_MNIST, split, paths)
         random = np.random.default_rng(0)
         drawn = [
             random.choice(np.flatnonzero(labels == label), count, replace=False)
-            for label in range(len(CLASS_NAMES))
+            for label in range(len(FASHION_MNIST.class_names))
         ]
         chosen = np.sort(np.concatenate(drawn))
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = images[chosen], labels[chosen]

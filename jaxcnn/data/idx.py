@@ -1,30 +1,28 @@
-"""The four published Fashion-MNIST files (IDX format), read and verified with NumPy alone."""
+"""MNIST's file format, IDX: the four published files, found, verified and read with NumPy alone."""
 
 import gzip
 import hashlib
+import math
 import zlib
 from pathlib import Path
 
 import numpy as np
 
+from jaxcnn.data.spec import IdxSpec
 from jaxcnn.errors import DataError
 
-# SHA-256 of the uncompressed files: it holds for every copy, however it is compressed.
-SHA256 = {
-    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-}
-FILES = {
+FILES = {  # split -> images, labels
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
-_HEADER_BYTES = {"idx3": 16, "idx1": 8}  # magic number and one 4-byte size per axis
+FILE_NAMES = tuple(name for names in FILES.values() for name in names)
 
 
 def find_idx_files(folder: str | Path) -> dict[str, Path]:
-    """Return the path of each of the four files, compressed (.gz) or not.
+    """Return the path of each of the four files, by its name in `FILES`.
+
+    Args:
+        folder: where the files are, compressed (.gz) or not.
 
     Raises:
         DataError: if the folder or one of the files is missing.
@@ -33,27 +31,51 @@ def find_idx_files(folder: str | Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise DataError(f"data source {str(folder)!r} is not a folder")
     found = {}
-    for name in SHA256:
+    for name in FILE_NAMES:
         candidates = [folder / name, folder / f"{name}.gz"]
         path = next((p for p in candidates if p.is_file()), None)
         if path is None:
             raise DataError(
                 f"data source {str(folder)!r} lacks {name}(.gz); it must hold all of "
-                f"{', '.join(SHA256)}, compressed (.gz) or not"
+                f"{', '.join(FILE_NAMES)}, compressed (.gz) or not"
             )
         found[name] = path
     return found
 
 
-def read_idx(name: str, path: str | Path) -> np.ndarray:
-    """Read one of the four files, and refuse it unless its content is the published one.
+def parse_idx(content: bytes) -> np.ndarray:
+    """Return the array in an uncompressed IDX file of unsigned bytes.
+
+    The header is four bytes (zero, zero, 8 for unsigned bytes, the number of axes), then the size
+    of each axis as a big-endian 32-bit integer. The values follow in row-major order.
+
+    Raises:
+        ValueError: if the header is not of this form, or does not match the number of values.
+
+    >>> parse_idx(bytes([0, 0, 8, 2, 0, 0, 0, 2, 0, 0, 0, 3]) + bytes([1, 2, 3, 4, 5, 6]))
+    array([[1, 2, 3],
+           [4, 5, 6]], dtype=uint8)
+    """
+    num_axes = content[3] if len(content) > 3 else 0
+    start = 4 + 4 * num_axes
+    if content[:3] != b"\0\0\x08" or len(content) < start:
+        raise ValueError(f"its header is {content[:4].hex(' ')}, not 00 00 08 and its axes")
+    shape = np.frombuffer(content[4:start], ">u4").tolist()
+    if math.prod(shape) != len(content) - start:
+        raise ValueError(f"its header says {shape}, but {len(content) - start:,} values follow")
+    return np.frombuffer(content, np.uint8)[start:].reshape(shape)
+
+
+def read_idx(spec: IdxSpec, name: str, path: str | Path) -> np.ndarray:
+    """Read one of the four files, and refuse it unless its content is what was published.
 
     Args:
-        name: its published name, a key of `SHA256`.
-        path: where it lies; compressed if its first bytes say so.
+        spec: the data set that the file belongs to.
+        name: the name under which the file was published; see `FILES`.
+        path: where the file is. Whether it is compressed is read from its first bytes.
 
     Returns:
-        uint8 [N, 28, 28] for images, uint8 [N] for labels.
+        uint8 [N, H, W] for images, uint8 [N] for labels.
 
     Raises:
         DataError: if the file cannot be read or decompressed, or its content has another SHA-256.
@@ -64,22 +86,33 @@ def read_idx(name: str, path: str | Path) -> np.ndarray:
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}; get the file again") from error
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != SHA256[name]:
+    digest, expected = hashlib.sha256(content).hexdigest(), spec.file_sha256[name]
+    if digest != expected:
         raise DataError(
-            f"{path} is not Fashion-MNIST's {name}: the SHA-256 of its {len(content):,} "
-            f"uncompressed bytes is {digest}, expected {SHA256[name]}; get the file again"
+            f"{path} is not {spec.title}'s {name}: the SHA-256 of its {len(content):,} "
+            f"uncompressed bytes is {digest}, expected {expected}; get the file again"
         )
-    is_images = "idx3" in name
-    values = np.frombuffer(content, np.uint8, offset=_HEADER_BYTES["idx3" if is_images else "idx1"])
-    return values.reshape(-1, 28, 28) if is_images else values
+    try:
+        return parse_idx(content)
+    except ValueError as error:
+        raise DataError(f"{path} is not an IDX file of unsigned bytes: {error}") from error
 
 
-def read_idx_split(split: str, paths: dict[str, Path]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the verified images, uint8 [N, 28, 28], and labels, uint8 [N], of 'train' or 'test'.
+def read_idx_split(
+    spec: IdxSpec, split: str, paths: dict[str, Path]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read a split, in published order.
+
+    Args:
+        spec: the data set that the files belong to.
+        split: 'train' or 'test'.
+        paths: what `find_idx_files` returns.
+
+    Returns:
+        Images, uint8 [N, H, W], and labels, uint8 [N].
 
     Raises:
-        DataError: as `read_idx`.
+        DataError: see `read_idx`.
     """
     images, labels = FILES[split]
-    return read_idx(images, paths[images]), read_idx(labels, paths[labels])
+    return read_idx(spec, images, paths[images]), read_idx(spec, labels, paths[labels])

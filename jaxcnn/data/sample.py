@@ -1,7 +1,7 @@
-"""A small real part of Fashion-MNIST that ships with the package.
+"""A small part of Fashion-MNIST that ships with the package.
 
-2,000 training and 1,000 test images, as many of each class, drawn at random (seed 0) from the
-verified published files by `jaxcnn/data/draw_sample.py`.
+2,000 training and 1,000 test images, equally many of each class, drawn at random (seed 0) from the
+published files by `jaxcnn/data/draw_sample.py`.
 """
 
 from importlib import resources
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxcnn.data.dataset import Dataset, check_split
-from jaxcnn.data.fashion_mnist import CLASS_NAMES
+from jaxcnn.data.fashion_mnist import FASHION_MNIST
 
 SAMPLE_FILE = "fashion_mnist_sample.npz"
 
@@ -22,8 +22,8 @@ def load_fashion_mnist_sample(
 
     Args:
         split: 'train' (2,000 examples) or 'test' (1,000).
-        data_dir: unused; every loader takes it.
-        data_source: unused; every loader takes it.
+        data_dir: not used; it is there because every loader takes it.
+        data_source: likewise.
 
     Returns:
         Images, uint8 [N, 28, 28, 1], labels, int32 [N], and the ten class names.
@@ -38,4 +38,4 @@ def load_fashion_mnist_sample(
     path = resources.files("jaxcnn.data") / SAMPLE_FILE
     with path.open("rb") as file, np.load(file) as arrays:
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-    return Dataset(images[..., None], labels.astype(np.int32), CLASS_NAMES)
+    return Dataset(images[..., None], labels.astype(np.int32), FASHION_MNIST.class_names)

@@ -1,8 +1,8 @@
-"""The one file that knows TFDS: prepare Fashion-MNIST, and read what is prepared.
+"""The one file that knows TFDS: prepares a data set, and reads what is prepared.
 
-TFDS's own builder reads and encodes through TensorFlow while it prepares. This one replaces those
-two methods and keeps everything else (name, version, features, file names, order), so that the
-folders are the same: each builder reads what the other prepared in ArrayRecord format.
+TFDS's own builders read and encode through TensorFlow while they prepare. Those here replace the
+two methods that do, and keep the rest (name, features, file names, order), so that the folders are
+the same: TFDS reads what is prepared here, and its ArrayRecord copies are read here.
 """
 
 import contextlib
@@ -18,55 +18,29 @@ import requests
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxcnn.data.idx import FILES, SHA256, find_idx_files, read_idx_split
+from jaxcnn.data.idx import FILE_NAMES, FILES, find_idx_files, read_idx_split
+from jaxcnn.data.spec import IdxSpec
 from jaxcnn.errors import DataError
 
-with tfds.core.registered.skip_registration():  # TFDS's own keeps the name in its registry
 
-    class FashionMNIST(tfds.image_classification.FashionMNIST):
-        """TFDS's `fashion_mnist`, prepared without TensorFlow.
-
-        Attributes:
-            source: folder with the published files; TFDS downloads them if it is None.
-        """
-
-        name = "fashion_mnist"
-        source: Path | None = None
-
-        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-            if self.source is not None:
-                paths = find_idx_files(self.source)
-            else:
-                urls = {name: urljoin(self.URL, f"{name}.gz") for name in SHA256}
-                paths = {name: Path(path) for name, path in dl_manager.download(urls).items()}
-            return {split: self._generate_examples(split, paths) for split in FILES}
-
-        def _generate_examples(self, split: str, paths: dict[str, Path]) -> Iterator:
-            for i, (image, label) in enumerate(zip(*read_idx_split(split, paths), strict=True)):
-                png = io.BytesIO()
-                Image.fromarray(image).save(png, "PNG")
-                png.seek(0)
-                yield i, {"image": png, "label": int(label)}
-
-
-def prepare(data_dir: Path, source: Path | None) -> None:
-    """Prepare `<data_dir>/fashion_mnist/3.0.1`; nothing appears there until all of it is written.
+def prepare(spec: IdxSpec, data_dir: Path, source: Path | None) -> None:
+    """Prepare `<data_dir>/<name>/<version>`, which appears only when it is complete.
 
     Args:
+        spec: the data set.
         data_dir: TFDS's data directory.
-        source: folder with the published files, or None to download them.
+        source: folder with the published files; TFDS downloads them if it is None.
 
     Raises:
         DataError: if a file is missing or wrong, cannot be downloaded, or cannot be written.
     """
-    builder = FashionMNIST(data_dir=data_dir)
-    builder.source = source
+    builder = _create_builder(spec, data_dir, source)
     if source is None:
         _check_download(builder.URL)
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     tfds.display_progress_bar(sys.stderr.isatty())
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints sizes that it does not know
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints sizes, all of them unknown
             builder.download_and_prepare(file_format="array_record", download_config=config)
     except DataError:
         raise
@@ -76,22 +50,27 @@ def prepare(data_dir: Path, source: Path | None) -> None:
         ) from error
 
 
-def read(data_dir: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+def read(spec: IdxSpec, data_dir: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Decode a prepared split, in TFDS's order.
 
+    Args:
+        spec: the data set.
+        data_dir: TFDS's data directory.
+        split: 'train' or 'test'.
+
     Returns:
-        uint8 images [N, 28, 28, 1] and uint8 labels [N].
+        Images, uint8 [N, H, W, 1], and labels, uint8 [N].
 
     Raises:
-        DataError: if the prepared copy cannot be read, or not without TensorFlow.
+        DataError: if the prepared copy cannot be read, or only by TensorFlow.
     """
-    prepared = data_dir / "fashion_mnist" / "3.0.1"
+    prepared = data_dir / spec.name / spec.version
     if not (prepared / "dataset_info.json").is_file():
         raise DataError(
             f"{prepared} is not a complete TFDS copy; delete that folder, and it is prepared again"
         )
     try:
-        builder = FashionMNIST(data_dir=data_dir)
+        builder = _create_builder(spec, data_dir)
         source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         examples = source.__getitems__(range(len(source)))
         images = [np.asarray(Image.open(io.BytesIO(example["image"]))) for example in examples]
@@ -107,6 +86,40 @@ def read(data_dir: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
         ) from error
     labels = np.array([example["label"] for example in examples], np.uint8)
     return np.stack(images)[..., None], labels
+
+
+def _create_builder(spec: IdxSpec, data_dir: Path, source: Path | None = None) -> Any:
+    """Return TFDS's builder, with the two methods replaced that need TensorFlow."""
+    official: Any = tfds.builder_cls(spec.name)
+
+    with tfds.core.registered.skip_registration():  # the name stays that of TFDS's own builder
+
+        class Builder(official):
+            name = spec.name
+            VERSION = tfds.core.Version(spec.version)
+
+            def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+                paths = find_idx_files(source) if source else _download(dl_manager, self.URL)
+                return {split: self._generate_examples(split, paths) for split in FILES}
+
+            def _generate_examples(self, split: str, paths: dict[str, Path]) -> Iterator:
+                images, labels = read_idx_split(spec, split, paths)
+                for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+                    yield i, {"image": _encode_png(image), "label": int(label)}
+
+    return Builder(data_dir=data_dir)
+
+
+def _encode_png(image: np.ndarray) -> io.BytesIO:
+    png = io.BytesIO()
+    Image.fromarray(image).save(png, "PNG")
+    png.seek(0)
+    return png
+
+
+def _download(dl_manager: Any, url: str) -> dict[str, Path]:
+    paths = dl_manager.download({name: urljoin(url, f"{name}.gz") for name in FILE_NAMES})
+    return {name: Path(path) for name, path in paths.items()}
 
 
 def _check_download(url: str) -> None:

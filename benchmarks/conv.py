@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,14 @@ def jaxcnn_call(operands: list[Any], stride: int, padding: int, which: str) -> A
 
     from jaxcnn.ops import conv2d
 
+    conv = partial(conv2d, strides=stride, padding=padding)
+
     def compute(x, k, g):
         if which == "forward":
-            return conv2d(x, k, stride, padding)
+            return conv(x, k)
         if which == "images":
-            return jax.vjp(lambda x: conv2d(x, k, stride, padding), x)[1](g)
-        return jax.vjp(lambda k: conv2d(x, k, stride, padding), k)[1](g)
+            return jax.vjp(lambda x: conv(x, k), x)[1](g)
+        return jax.vjp(lambda k: conv(x, k), k)[1](g)
 
     arrays = [jax.device_put(operand) for operand in operands]
     program = jax.jit(compute).lower(*arrays).compile()

@@ -41,9 +41,8 @@ def jaxcnn_steps(model: Any, size: int, batch: int) -> tuple[Any, dict[str, Any]
     from jax import lax
 
     from jaxcnn.inspect import layer_summary
-    from jaxcnn.ops.implementation import choose_implementation, fast_in_loops
+    from jaxcnn.ops import cpu
     from jaxcnn.train import create_train_state, train_step
-    from jaxcnn.train.parallel import compiler_options
 
     optimizer = optax.sgd(0.01)
     state = create_train_state(model, optimizer, (size, size, 1))
@@ -64,9 +63,9 @@ def jaxcnn_steps(model: Any, size: int, batch: int) -> tuple[Any, dict[str, Any]
     def one_step(state, images, labels, count):
         return step(state, images, labels)
 
-    is_ours = choose_implementation() == "auto"
-    has_loop = fast_in_loops(jnp.float32)
-    options = compiler_options(jax.default_backend()) if is_ours else {}
+    is_ours = cpu.choose_implementation() == "auto" and jax.default_backend() == "cpu"
+    has_loop = cpu.suits_loops(step, state, images[0], labels[0])
+    options = cpu.compiler_options() if is_ours else {}
     start = time.perf_counter()
     program = jax.jit(steps if has_loop else one_step, donate_argnums=0)
     program = program.lower(state, images, labels, 1).compile(options)
@@ -98,14 +97,13 @@ def torch_steps(net: str, size: int, batch: int) -> tuple[Any, dict[str, Any]]:
     import torch
     import torch_nets
 
-    from jaxcnn.models.resnet import ResNet18
-    from jaxcnn.models.vgg import VGG_NARROW
+    from jaxcnn.models import ResNet18, VGGNarrow
 
     build = {
         "lenet": torch_nets.lenet,
         "lenet_modern": torch_nets.lenet_modern,
-        "resnet18": lambda: torch_nets.resnet(ResNet18.arch),
-        "vgg": lambda: torch_nets.vgg(VGG_NARROW, size),
+        "resnet18": lambda: torch_nets.resnet(ResNet18().arch),
+        "vgg": lambda: torch_nets.vgg(VGGNarrow().arch, size),
     }[net]
 
     def prepare(memory_format: torch.memory_format):
@@ -138,13 +136,13 @@ def seconds_per_step(take: Callable[[int], None], at_least: float) -> float:
 
 
 def product_steps() -> Callable[[], Any]:
-    """Return a call that takes one large matrix product, oneDNN's where that is in use."""
+    """Return a call that takes one large matrix product, by the engine that convolutions use."""
     import jax
     import jax.numpy as jnp
 
-    from jaxcnn.ops import onednn
+    from jaxcnn.ops import cpu
 
-    product = jax.jit(onednn.matmul if onednn.available() else jnp.matmul)
+    product = jax.jit(cpu.product)
     matrix = jnp.ones((PRODUCT, PRODUCT))
     return lambda: jax.block_until_ready(product(matrix, matrix))
 

@@ -15,12 +15,14 @@ from jaxcnn.layers import Conv, Conv2D
 from jaxcnn.models import (
     MODELS,
     VGG,
+    VGG11,
     LeNet,
     LeNetModern,
     Residual,
     ResNet,
     ResNet18,
     VGGBlock,
+    VGGNarrow,
     create_model,
 )
 from jaxcnn.ops import (
@@ -33,6 +35,7 @@ from jaxcnn.ops import (
     corr2d_multi_in_out_1x1,
     max_pool,
     pool2d,
+    relu,
 )
 
 __version__ = "0.1.0"
@@ -40,6 +43,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MODELS",
     "VGG",
+    "VGG11",
     "ConfigError",
     "Conv",
     "Conv2D",
@@ -52,6 +56,7 @@ __all__ = [
     "Residual",
     "TrainingError",
     "VGGBlock",
+    "VGGNarrow",
     "avg_pool",
     "conv2d",
     "conv_output_size",
@@ -69,6 +74,7 @@ __all__ = [
     "models",
     "ops",
     "pool2d",
+    "relu",
     "train",
     "validate_config",
 ]

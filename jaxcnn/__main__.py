@@ -10,8 +10,7 @@ from rich.console import Console
 
 from jaxcnn.inspect import layer_summary, summary_table
 from jaxcnn.models import create_model
-from jaxcnn.ops import onednn
-from jaxcnn.ops.implementation import VARIABLE, choose_implementation
+from jaxcnn.ops import cpu
 
 
 def summary(options: argparse.Namespace) -> None:
@@ -30,8 +29,8 @@ def info(options: argparse.Namespace) -> None:
     print(f"python       {platform.python_version()}, {platform.system()} {platform.machine()}")
     print(f"jax          {jax.__version__}, jaxlib {jaxlib.__version__}")
     print(f"devices      {len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
-    print(f"convolution  {choose_implementation()} ({VARIABLE}=auto or xla)")
-    print(f"oneDNN       {onednn.verdict()} (on CPU)")
+    print(f"convolution  {cpu.choose_implementation()} ({cpu.VARIABLE}=auto or xla)")
+    print(f"on CPU       {cpu.status()}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,7 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("model", help="such as resnet18")
     command.add_argument("--input", type=int, default=28, help="pixels of the square image")
     command.add_argument("--depth", type=int, help="1 for the outermost layers; all by default")
-    command.add_argument("--nchw", action="store_true", help="shapes in d2l's order")
+    command.add_argument(
+        "--nchw", action="store_true", help="shapes in d2l's order, channels first"
+    )
     command.set_defaults(run=summary)
     command = commands.add_parser("info", help="versions, devices, and how convolutions run")
     command.set_defaults(run=info)

@@ -1,11 +1,13 @@
-"""Linen modules around `jaxcnn.ops`: d2l's from-scratch layer and the models' layers.
+"""Linen modules around `jaxcnn.ops`: the book's from-scratch layer and the models' layers.
 
-The models' layers start as d2l's do: Xavier uniform weights (its `init_cnn`), and biases
-as PyTorch draws them, uniform in ±1/sqrt(fan_in), which `init_cnn` leaves alone.
+The models' layers start as d2l's do: weights are Xavier uniform (d2l's `init_cnn`), biases are
+uniform in ±1/sqrt(fan_in), as PyTorch draws them (`init_cnn` leaves them alone).
 """
 
+import functools
 import math
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -13,8 +15,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from jaxcnn.ops import avg_pool, conv2d, conv2d_sigmoid, corr2d, max_pool
-from jaxcnn.ops.memory import materialize
+from jaxcnn.ops import avg_pool, conv2d, corr2d, map_images, materialize, max_pool, relu
+from jaxcnn.ops.activations import resolve_activation
 from jaxcnn.ops.sizes import IntOrPair, as_pair
 
 __all__ = [
@@ -26,10 +28,12 @@ __all__ = [
     "avg_pool",
     "flatten",
     "global_avg_pool",
+    "image_by_image",
     "max_pool",
     "relu",
 ]
 
+_is_mapped: ContextVar[bool] = ContextVar("within the function of map_images", default=False)
 _kernel_init = nn.initializers.xavier_uniform()
 
 
@@ -43,7 +47,7 @@ def _bias_init(fan_in: int) -> nn.initializers.Initializer:
 
 
 class Conv2D(nn.Module):
-    """d2l's from-scratch layer: one kernel, one bias, one image.
+    """The book's from-scratch layer: one kernel, one bias, one image.
 
     Maps [H, W] to [H - kh + 1, W - kw + 1]. Parameters: `kernel` [kh, kw], uniform in [0, 1), and
     `bias` [1], zero. Source: d2l 7.2.2.
@@ -71,19 +75,22 @@ class Conv(nn.Module):
     """Convolution over a batch of images, with PyTorch's explicit padding.
 
     Maps [N, H, W, I] to [N, H', W', features]; see `jaxcnn.ops.conv2d` for sizes and errors.
-    Parameters: `kernel` [kh, kw, I, features], Xavier uniform, and `bias` [features], uniform
-    in ±1/sqrt(kh kw I). Source: d2l 7.3, 7.4 and 7.6 (`nn.Conv2d` with `init_cnn`).
+    Parameters: `kernel` [kh, kw, I / groups, features], Xavier uniform, and `bias` [features],
+    uniform in ±1/sqrt(kh kw I / groups). Source: d2l 7.3, 7.4 and 7.6 (`nn.Conv2d` with
+    `init_cnn`).
 
     Attributes:
         features: output channels.
         kernel_size: pixels, one number or (height, width).
         strides: pixels from one output to the next.
-        padding: zeros added on each side.
+        padding: zeros added on each side, or 'same' or 'valid'.
+        dilation: pixels from one element of the kernel to the next.
+        groups: of channels; each group of features sees its own.
         use_bias: whether to add a bias per output channel.
+        activation: of each number of the output; None for none.
         dtype: of the computation and the output (the dtype of the input unless given); the
             parameters stay in float32.
-        activation: of each number of the output, in the end; none unless given. Here rather than
-            after the layer, `nn.sigmoid` takes one pass less over memory on CPU.
+        implementation: 'auto', 'xla' or None, as for `conv2d`.
 
     >>> layer = Conv(features=6, kernel_size=5, padding=2)
     >>> layer.init_with_output(jax.random.key(0), jnp.ones((1, 28, 28, 1)))[0].shape
@@ -93,25 +100,35 @@ class Conv(nn.Module):
     features: int
     kernel_size: IntOrPair
     strides: IntOrPair = 1
-    padding: IntOrPair = 0
+    padding: IntOrPair | str = 0
+    dilation: IntOrPair = 1
+    groups: int = 1
     use_bias: bool = True
-    dtype: Any = None
     activation: Callable[[jax.Array], jax.Array] | None = None
+    dtype: Any = None
+    implementation: str | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """Convolve images [N, H, W, I] to [N, H', W', features]."""
-        shape = (*as_pair(self.kernel_size), images.shape[-1], self.features)
+        channels = images.shape[-1] // self.groups
+        shape = (*as_pair(self.kernel_size), channels, self.features)
         kernel = self.param("kernel", _kernel_init, shape, jnp.float32)
         bias = None
         if self.use_bias:
             bias = self.param("bias", _bias_init(math.prod(shape[:3])), (self.features,))
         images, kernel, bias = nn.dtypes.promote_dtype(images, kernel, bias, dtype=self.dtype)
-        if self.activation is nn.sigmoid and bias is not None:
-            return conv2d_sigmoid(images, kernel, bias, self.strides, self.padding)
-        y = conv2d(images, kernel, self.strides, self.padding)
-        y = y if bias is None else y + jnp.broadcast_to(bias, y.shape)
-        return y if self.activation is None else self.activation(y)
+        return conv2d(
+            images,
+            kernel,
+            bias,
+            strides=self.strides,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            activation=self.activation,
+            implementation=self.implementation,
+        )
 
 
 class Dense(nn.Module):
@@ -122,8 +139,10 @@ class Dense(nn.Module):
 
     Attributes:
         features: outputs.
+        activation: of each output; None for none.
         dtype: of the computation and the output (the dtype of the input unless given); the
             parameters stay in float32.
+        implementation: 'auto', 'xla' or None, as for `conv2d`.
 
     >>> layer = Dense(features=10)
     >>> layer.init_with_output(jax.random.key(0), jnp.ones((2, 84)))[0].shape
@@ -131,17 +150,21 @@ class Dense(nn.Module):
     """
 
     features: int
+    activation: Callable[[jax.Array], jax.Array] | None = None
     dtype: Any = None
+    implementation: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Multiply x [..., I] by the kernel and add the bias."""
+        """Multiply x [..., I] by the kernel, add the bias and apply the activation."""
         fan_in = x.shape[-1]
         kernel = self.param("kernel", _kernel_init, (fan_in, self.features), jnp.float32)
         bias = self.param("bias", _bias_init(fan_in), (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = jnp.dot(x, kernel)
-        return y + jnp.broadcast_to(bias, y.shape)
+        y = y + jnp.broadcast_to(bias, y.shape)
+        activation = resolve_activation(self.activation, self.implementation)
+        return y if activation is None else activation(y)
 
 
 class BatchNorm(nn.Module):
@@ -150,7 +173,7 @@ class BatchNorm(nn.Module):
     Maps x to (x - mean) / sqrt(var + epsilon) * scale + bias. Parameters: `scale` [C], one, and
     `bias` [C], zero. State, in the collection `batch_stats`: the running averages `mean` [C] and
     `var` [C] (biased). Names and numbers are those of `flax.linen.BatchNorm`, whose gradient takes
-    more passes over memory: a step of ResNet18 is 5 % longer with it on CPU.
+    more passes over memory: with it, a step of ResNet18 takes 5 % longer on CPU.
 
     Attributes:
         use_running_average: normalize by the running averages (evaluation), not by the batch
@@ -160,6 +183,7 @@ class BatchNorm(nn.Module):
         dtype: of the output (that of x and the parameters together unless given); statistics and
             parameters are float32, and the computation at least that.
         axis_name: mapped axis whose devices share the batch; None under plain `jit`.
+        implementation: 'auto', 'xla' or None, as for `conv2d`.
 
     Source: Ioffe and Szegedy, Batch normalization, 2015.
 
@@ -174,6 +198,7 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
     dtype: Any = None
     axis_name: str | None = None
+    implementation: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -185,38 +210,73 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
         dtype = self.dtype or jnp.result_type(x, scale, bias)
         x = at_least_float32(x)
-        of_channels = (1,) * (x.ndim - 1) + channels
+        per_channel = (1,) * (x.ndim - 1) + channels
 
         def like_x(a: jax.Array) -> jax.Array:
-            return a.reshape(of_channels).astype(x.dtype)
+            return a.reshape(per_channel).astype(x.dtype)
 
         scale, bias, old_mean, old_var = map(like_x, (scale, bias, mean.value, var.value))
         if self.use_running_average:
             factor = scale * lax.rsqrt(old_var + self.epsilon)
             return ((x - old_mean) * factor + bias).astype(dtype)
-        # One pass over x finds both moments. E[x^2] - E[x]^2 would lose digits where the mean is
-        # large, so first a value near it is taken away: the mean of one pixel in the middle.
-        middle = x[:, *(slice(n // 2, n // 2 + 1) for n in x.shape[1:-1])]
-        near_mean = lax.stop_gradient(self._over_devices(middle.mean(axis=0, keepdims=True)))
-        x = materialize(
-            x - near_mean
-        )  # else x and its input stay in memory until the backward pass
-        axes = tuple(range(x.ndim - 1))
-        moments = x.mean(axes, keepdims=True), jnp.square(x).mean(axes, keepdims=True)
-        x_mean, x_square = self._over_devices(moments)
-        x_var = jnp.maximum(x_square - jnp.square(x_mean), 0)
+        x, shift, x_mean, x_var = self._batch_moments(x)
         if not self.is_initializing():
-            for average, old, new in ((mean, old_mean, near_mean + x_mean), (var, old_var, x_var)):
+            for average, old, new in ((mean, old_mean, shift + x_mean), (var, old_var, x_var)):
                 moved = self.momentum * old + (1 - self.momentum) * new
                 average.value = moved.reshape(channels).astype(average.value.dtype)
         factor = scale * lax.rsqrt(x_var + self.epsilon)
         return (x * factor + (bias - x_mean * factor)).astype(dtype)
+
+    def _batch_moments(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Return x minus a shift, the shift, and mean and variance of what is left.
+
+        One pass over x finds both moments. E[x^2] - E[x]^2 would lose digits where the mean is
+        large, so the shift is near it: the mean of one pixel in the middle.
+        """
+        middle = x[:, *(slice(n // 2, n // 2 + 1) for n in x.shape[1:-1])]
+        shift = lax.stop_gradient(self._over_devices(middle.mean(axis=0, keepdims=True)))
+        x = materialize(x - shift, self.implementation)
+        axes = tuple(range(x.ndim - 1))
+        moments = x.mean(axes, keepdims=True), jnp.square(x).mean(axes, keepdims=True)
+        mean, mean_square = self._over_devices(moments)
+        return x, shift, mean, jnp.maximum(mean_square - jnp.square(mean), 0)
 
     def _over_devices(self, means: Any) -> Any:
         """Return means of the whole batch, from those of each device's part of it."""
         if self.axis_name is None or self.is_initializing():
             return means
         return lax.pmean(means, self.axis_name)
+
+
+def image_by_image(call: Callable[[Any, jax.Array], jax.Array]) -> Callable:
+    """Declare that a module's call treats each image by itself; a decorator for `__call__`.
+
+    Such a call may be computed a few images at a time (see `jaxcnn.ops.map_images`), with the same
+    result up to rounding. It may hold parameters, but no BatchNorm in training and no dropout. What
+    a caller captures (`capture_intermediates`) is that of the whole batch.
+
+    Args:
+        call: from (module, images [N, H, W, C]) to [N, ...]; the module has a field
+            `implementation`.
+    """
+
+    @functools.wraps(call)
+    def wrapped(module: nn.Module, images: jax.Array) -> jax.Array:
+        is_captured = module.is_mutable_collection("intermediates")
+        if _is_mapped.get() or module.is_initializing() or is_captured:
+            return call(module, images)
+        unbound, variables = module.clone(parent=None, name=None), module.variables
+
+        def function(images: jax.Array) -> Any:
+            token = _is_mapped.set(True)
+            try:
+                return unbound.apply(variables, images)
+            finally:
+                _is_mapped.reset(token)
+
+        return map_images(function, images, module.implementation)
+
+    return wrapped
 
 
 def flatten(x: jax.Array) -> jax.Array:
@@ -237,25 +297,6 @@ def at_least_float32(x: jax.Array) -> jax.Array:
     dtype('float32')
     """
     return x if jnp.finfo(x.dtype).bits > 32 else x.astype(jnp.float32)
-
-
-@jax.custom_jvp
-def relu(x: jax.Array) -> jax.Array:
-    """Return max(x, 0) of each number, as `jax.nn.relu` does: same shape, dtype and derivative.
-
-    The derivative is read off the result, which the next layer needs anyway, so that x need not
-    stay in memory until the backward pass.
-
-    >>> relu(jnp.array([-1.0, 0.0, 2.0])).tolist()
-    [0.0, 0.0, 2.0]
-    """
-    return materialize(jnp.maximum(x, 0))
-
-
-@relu.defjvp
-def _relu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    y = relu(*primals)
-    return y, jnp.where(y > 0, tangents[0], 0)
 
 
 def global_avg_pool(images: jax.Array) -> jax.Array:

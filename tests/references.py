@@ -3,20 +3,28 @@
 import numpy as np
 
 
-def conv2d(images, kernel, strides=(1, 1), padding=(0, 0)):
-    """Cross-correlate images [N, H, W, I] with a kernel [kh, kw, I, O]."""
-    (p, q), (s, t) = padding, strides
-    images = np.pad(images, ((0, 0), (p, p), (q, q), (0, 0)))
+def conv2d(images, kernel, strides=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1):
+    """Cross-correlate images [N, H, W, I] with a kernel [kh, kw, I / groups, O]."""
+    (p, q), (s, t), (d, e) = padding, strides, dilation
+    images = np.pad(images, ((0, 0), (p, p), (q, q), (0, 0))).astype(np.float64)
     n, h, w, _ = images.shape
-    kh, kw, _, o = kernel.shape
-    out = np.zeros((n, (h - kh) // s + 1, (w - kw) // t + 1, o), np.float64)
-    for i in range(out.shape[1]):
-        for j in range(out.shape[2]):
-            for a in range(kh):
-                for b in range(kw):
-                    pixel = images[:, i * s + a, j * t + b, :].astype(np.float64)
-                    out[:, i, j, :] += pixel @ kernel[a, b].astype(np.float64)
+    kh, kw, i, o = kernel.shape
+    height, width = (h - d * (kh - 1) - 1) // s + 1, (w - e * (kw - 1) - 1) // t + 1
+    out = np.zeros((n, height, width, o), np.float64)
+    for group in range(groups):
+        into, outof = _group(group, i), _group(group, o // groups)
+        for a in range(kh):
+            for b in range(kw):
+                for row in range(height):
+                    for column in range(width):
+                        pixel = images[:, row * s + a * d, column * t + b * e, into]
+                        weights = kernel[a, b, :, outof].astype(np.float64)
+                        out[:, row, column, outof] += pixel @ weights
     return out
+
+
+def _group(number, size):
+    return slice(number * size, (number + 1) * size)
 
 
 def corr2d(x, k):
@@ -34,20 +42,42 @@ def corr2d_multi_in_out(x, k):
     return np.stack([sum(corr2d(x[c], k[o, c]) for c in range(len(x))) for o in range(len(k))])
 
 
-def pool(images, window, strides, padding, mode):
+def pool(
+    images, window, strides, padding, mode, dilation=(1, 1), ceil_mode=False, count_include_pad=True
+):
     """Pool images [N, H, W, C]; padded pixels are zeros to a mean and nothing to a maximum."""
-    (ph, pw), (s, t), (p, q) = window, strides, padding
-    fill = -np.inf if mode == "max" else 0.0
-    images = np.pad(
-        images.astype(np.float64), ((0, 0), (p, p), (q, q), (0, 0)), constant_values=fill
-    )
-    n, h, w, c = images.shape
-    out = np.zeros((n, (h - ph) // s + 1, (w - pw) // t + 1, c))
-    for i in range(out.shape[1]):
-        for j in range(out.shape[2]):
-            patch = images[:, i * s : i * s + ph, j * t : j * t + pw, :]
-            out[:, i, j, :] = patch.max((1, 2)) if mode == "max" else patch.sum((1, 2)) / (ph * pw)
-    return out
+    out = {}
+    for i, j, inside, counted in _windows(images, window, strides, padding, dilation, ceil_mode):
+        pixels = np.stack([images[:, a, b, :].astype(np.float64) for a, b in inside])
+        counted = counted if count_include_pad else len(inside)
+        value = pixels.max(0) if mode == "max" else pixels.sum(0) / counted
+        out[i, j] = value
+    rows, columns = (1 + max(place[axis] for place in out) for axis in (0, 1))
+    return np.stack([np.stack([out[i, j] for j in range(columns)], 1) for i in range(rows)], 1)
+
+
+def _windows(images, window, strides, padding, dilation, ceil_mode):
+    """Yield each window's place, its pixels within the image, and how many within the padding."""
+    _, h, w, _ = images.shape
+
+    def places(length, size, stride, pad, gap):
+        start = -pad
+        reach = gap * (size - 1) + 1
+        found = []
+        while start + reach <= length + pad or (
+            ceil_mode and start < length and start + reach - stride < length + pad
+        ):
+            found.append([start + gap * k for k in range(size)])
+            start += stride
+        return found
+
+    rows = places(h, window[0], strides[0], padding[0], dilation[0])
+    columns = places(w, window[1], strides[1], padding[1], dilation[1])
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            inside = [(a, b) for a in row for b in column if 0 <= a < h and 0 <= b < w]
+            counted = sum(a < h + padding[0] and b < w + padding[1] for a in row for b in column)
+            yield i, j, inside, counted
 
 
 def batch_norm(x, mean, var, train, momentum=0.9, epsilon=1e-5):
@@ -60,38 +90,44 @@ def batch_norm(x, mean, var, train, momentum=0.9, epsilon=1e-5):
     return (x - mean) / np.sqrt(var + epsilon), mean, var
 
 
-def conv2d_gradients(images, kernel, strides, padding, cotangent):
+def conv2d_gradients(images, kernel, strides, padding, cotangent, dilation=(1, 1), groups=1):
     """Return the gradients of sum(cotangent * conv2d(...)) by images and by kernel."""
-    (p, q), (s, t) = padding, strides
+    (p, q), (s, t), (d, e) = padding, strides, dilation
     padded = np.pad(images, ((0, 0), (p, p), (q, q), (0, 0))).astype(np.float64)
+    kernel, cotangent = kernel.astype(np.float64), cotangent.astype(np.float64)
     by_images, by_kernel = np.zeros_like(padded), np.zeros(kernel.shape)
-    for i in range(cotangent.shape[1]):
-        for j in range(cotangent.shape[2]):
-            for a in range(kernel.shape[0]):
-                for b in range(kernel.shape[1]):
-                    by_images[:, i * s + a, j * t + b] += cotangent[:, i, j] @ kernel[a, b].T
-                    by_kernel[a, b] += padded[:, i * s + a, j * t + b].T @ cotangent[:, i, j]
+    _, _, i, o = kernel.shape
+    for group in range(groups):
+        into, outof = _group(group, i), _group(group, o // groups)
+        for a in range(kernel.shape[0]):
+            for b in range(kernel.shape[1]):
+                weights = kernel[a, b, :, outof]
+                for row in range(cotangent.shape[1]):
+                    for column in range(cotangent.shape[2]):
+                        place = (slice(None), row * s + a * d, column * t + b * e, into)
+                        g = cotangent[:, row, column, outof]
+                        by_images[place] += g @ weights.T
+                        by_kernel[a, b, :, outof] += padded[place].T @ g
     _, h, w, _ = images.shape
     return by_images[:, p : p + h, q : q + w], by_kernel
 
 
-def pool_gradient(images, window, strides, padding, mode, cotangent):
+def pool_gradient(images, window, strides, padding, mode, cotangent, **options):
     """Return the gradient of sum(cotangent * pool(...)); of equal maxima the first gets it."""
-    (ph, pw), (s, t), (p, q) = window, strides, padding
-    fill = -np.inf if mode == "max" else 0.0
-    padded = np.pad(
-        images.astype(np.float64), ((0, 0), (p, p), (q, q), (0, 0)), constant_values=fill
-    )
-    gradient = np.zeros_like(padded)
-    for n, i, j, c in np.ndindex(cotangent.shape):
-        rows, columns = slice(i * s, i * s + ph), slice(j * t, j * t + pw)
-        if mode == "avg":
-            gradient[n, rows, columns, c] += cotangent[n, i, j, c] / (ph * pw)
-        else:
-            a, b = divmod(int(padded[n, rows, columns, c].argmax()), pw)
-            gradient[n, i * s + a, j * t + b, c] += cotangent[n, i, j, c]
-    _, h, w, _ = images.shape
-    return gradient[:, p : p + h, q : q + w]
+    counts_padding = options.pop("count_include_pad", True)
+    dilation, ceil_mode = options.get("dilation", (1, 1)), options.get("ceil_mode", False)
+    gradient = np.zeros(images.shape, np.float64)
+    for i, j, inside, counted in _windows(images, window, strides, padding, dilation, ceil_mode):
+        counted = counted if counts_padding else len(inside)
+        for n in range(images.shape[0]):
+            for c in range(images.shape[3]):
+                if mode == "avg":
+                    for a, b in inside:
+                        gradient[n, a, b, c] += cotangent[n, i, j, c] / counted
+                else:
+                    a, b = max(inside, key=lambda place: images[n, place[0], place[1], c])
+                    gradient[n, a, b, c] += cotangent[n, i, j, c]
+    return gradient
 
 
 def cross_entropy(logits, labels):

@@ -11,7 +11,9 @@ import pytest
 
 from jaxcnn.data import load_fashion_mnist_sample, preprocess
 from jaxcnn.models import create_model
-from jaxcnn.ops import conv, cpu, onednn, primitives
+from jaxcnn.ops import conv, cpu
+from jaxcnn.ops.cpu import limits, probe
+from jaxcnn.ops.cpu.limits import Limits
 from jaxcnn.train import create_train_state
 
 # Image size, batch and fields of the module. The layers are the same on smaller images than
@@ -84,12 +86,12 @@ def test_gradients_at_every_parameter(name, monkeypatch):
     exact = gradients(name, "float64")
     errors(name, "float32, plain XLA", gradients(name, "float32"), exact)
     monkeypatch.delenv("JAXCNN_IMPLEMENTATION")
-    monkeypatch.setattr(cpu, "_WINOGRAD_TILES", 0)  # in spite of the small batch
-    ours = errors(name, f"float32, oneDNN {onednn.verdict()}", gradients(name, "float32"), exact)
-    monkeypatch.setattr(onednn, "available", lambda: False)
-    monkeypatch.setattr(cpu, "_SMALL", 0)  # else XLA has the small ones
+    monkeypatch.setattr(limits, "CURRENT", Limits(winograd_tiles=0))  # in spite of the small batch
+    ours = errors(name, f"float32, {cpu.status()}", gradients(name, "float32"), exact)
+    monkeypatch.setattr(probe, "available", lambda: False)
+    monkeypatch.setattr(limits, "CURRENT", Limits(winograd_tiles=0, small_work=0))  # nor XLA's
     products = errors(name, "float32, without oneDNN", gradients(name, "float32"), exact)
-    monkeypatch.setattr(conv, "xla_forward", primitives.conv)  # where conv2d sends float64
+    monkeypatch.setattr(conv, "_takes_engine", lambda *_: True)  # float64 as well
     ours64 = errors(name, "float64, without oneDNN", gradients(name, "float64"), exact)
     assert ours64.max() < 1e-12
     for error in (ours, products):

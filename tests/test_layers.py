@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 import references
-from jaxcnn.layers import BatchNorm, Conv, Conv2D, Dense
+from jaxcnn.layers import BatchNorm, Conv, Conv2D, Dense, relu
 from jaxcnn.models import Residual, VGGBlock
 
 
@@ -97,10 +97,30 @@ def test_activation_of_conv_is_that_of_its_output(activation, use_bias, dtype):
         np.testing.assert_allclose(a, b, rtol=0, atol=precision * np.abs(b).max())
 
 
+@pytest.mark.parametrize("activation", [nn.sigmoid, relu])
+def test_activation_of_dense_is_that_of_its_output(activation):
+    x = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
+    variables = Dense(4).init(jax.random.key(0), x)
+    actual = Dense(4, activation=activation).apply(variables, x)
+    np.testing.assert_array_equal(actual, activation(Dense(4).apply(variables, x)))
+
+
+def test_conv_takes_dilation_groups_and_named_padding():
+    images = np.random.default_rng(0).standard_normal((2, 9, 9, 4)).astype(np.float32)
+    layer = Conv(6, (3, 2), padding="same", dilation=(1, 2), groups=2)
+    y, variables = layer.init_with_output(jax.random.key(0), images)
+    kernel, bias = (np.asarray(variables["params"][name]) for name in ("kernel", "bias"))
+    assert kernel.shape == (3, 2, 2, 6)
+    assert np.abs(bias).max() <= 1 / np.sqrt(3 * 2 * 2)  # the fan-in of a group
+    expected = references.conv2d(images, kernel, padding=(1, 1), dilation=(1, 2), groups=2) + bias
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5)
+
+
 LAYERS = {  # layer, shape of its input
     "Conv2D": (Conv2D((2, 3)), (5, 7)),
     "Conv": (Conv(4, (3, 2), strides=(2, 1), padding=1), (2, 7, 5, 3)),
-    "Dense": (Dense(4), (2, 5)),
+    "Conv, groups": (Conv(4, 3, dilation=2, groups=2), (2, 7, 5, 4)),
+    "Dense": (Dense(4, activation=nn.sigmoid), (2, 5)),
     "VGGBlock": (VGGBlock(1, 4), (2, 7, 5, 3)),
     "Residual": (Residual(3), (2, 5, 3, 3)),
     "BatchNorm": (BatchNorm(use_running_average=True), (3, 5, 2)),

@@ -9,16 +9,16 @@ import optax
 import pytest
 from flax import linen as nn
 
-from jaxcnn.layers import flatten, relu
+from jaxcnn.layers import flatten, image_by_image
 from jaxcnn.models import VGG, VGGBlock, create_model
-from jaxcnn.ops import conv2d, memory, onednn
-from jaxcnn.ops.memory import materialize, remat_in_chunks
+from jaxcnn.ops import conv2d, cpu, map_images, materialize, max_pool, relu
+from jaxcnn.ops.cpu import limits, probe
+from jaxcnn.ops.cpu.limits import Limits
 from jaxcnn.train import create_train_state, train_step
-from jaxcnn.train.parallel import compiler_options
 
 EDGES = np.array([-np.inf, -2.5, -0.0, 0.0, 1e-40, 3.0, np.inf, np.nan])
 on_cpu_with_onednn = pytest.mark.skipif(
-    not onednn.available(), reason="without oneDNN XLA orders and fuses otherwise"
+    not probe.available(), reason="without oneDNN XLA orders and fuses otherwise"
 )
 
 
@@ -69,8 +69,12 @@ class Blocks(nn.Module):
 @pytest.mark.parametrize(
     ("model", "replaced", "replacement"),
     [
-        (create_model("resnet18"), "jaxcnn.layers.materialize", lambda x: x),  # centred maps
-        (Blocks(), "jaxcnn.models.vgg.relu", jax.nn.relu),  # what a ReLU was made of
+        (
+            create_model("resnet18"),
+            "jaxcnn.layers.materialize",
+            lambda x, implementation: x,
+        ),  # centred maps
+        (Blocks(), "jaxcnn.ops.cpu.relu", jax.nn.relu),  # what a ReLU was made of
     ],
     ids=["batch_norm", "relu"],
 )
@@ -83,7 +87,7 @@ def test_a_step_keeps_no_maps_twice(model, replaced, replacement, monkeypatch):
         # A function of its own each time: JAX would trace the same one only once.
         step = lambda *args: train_step(*args, model=model, optimizer=optimizer)  # noqa: E731
         program = jax.jit(step, donate_argnums=0).lower(state, *batch)
-        return program.compile(compiler_options("cpu")).memory_analysis().temp_size_in_bytes
+        return program.compile(cpu.compiler_options()).memory_analysis().temp_size_in_bytes
 
     once = temporary_bytes()
     monkeypatch.setattr(replaced, replacement)
@@ -96,12 +100,20 @@ def block(images, kernel):
     return y.reshape(len(y), -1, 2).max(axis=2)
 
 
+def by_two(monkeypatch, image_bytes):
+    """Let two images of so many bytes be computed at a time."""
+    monkeypatch.setattr(limits, "CURRENT", Limits(remat_bytes=2 * image_bytes))
+
+
+@on_cpu_with_onednn
 @pytest.mark.parametrize("batch", [1, 2, 7, 12])
-@pytest.mark.parametrize("image_bytes", [1, 3 << 20, 9 << 20])
-def test_by_chunks_changes_nothing(batch, image_bytes):
+@pytest.mark.parametrize("images_at_a_time", [1, 3, 12])
+def test_map_images_changes_nothing(batch, images_at_a_time, monkeypatch):
     random = np.random.default_rng(0)
     images, along_images = random.standard_normal((2, batch, 6, 4, 3)).astype(np.float32)
     kernel, along_kernel = random.standard_normal((2, 3, 3, 3, 5)).astype(np.float32)
+    largest = 4 * 6 * 4 * 5  # bytes of the convolution's output
+    monkeypatch.setattr(limits, "CURRENT", Limits(remat_bytes=images_at_a_time * largest))
 
     def results(block):
         loss = lambda images, kernel: (block(images, kernel) ** 2).sum()  # noqa: E731
@@ -110,33 +122,47 @@ def test_by_chunks_changes_nothing(batch, image_bytes):
         ensemble = jax.vmap(block, (None, 0))(images, jnp.stack([kernel, along_kernel]))
         return block(images, kernel), along, ensemble
 
-    def in_chunks(images, kernel):
-        return remat_in_chunks(partial(block, kernel=kernel), images, image_bytes)
+    def mapped(images, kernel):
+        return map_images(partial(block, kernel=kernel), images)
 
+    is_looped = "scan" in str(jax.make_jaxpr(mapped)(images, kernel))
+    assert is_looped == (batch > images_at_a_time)
     for actual, expected in zip(
-        *map(jax.tree.leaves, (jax.jit(partial(results, in_chunks))(), results(block))), strict=True
+        *map(
+            jax.tree.leaves,
+            (jax.jit(partial(results, mapped))(), jax.jit(partial(results, block))()),
+        ),
+        strict=True,
     ):
         scale = np.abs(expected).max()
         np.testing.assert_allclose(actual / scale, expected / scale, rtol=0, atol=1e-5)
 
 
-def test_by_chunks_goes_by_as_many_as_fit_and_divide_the_batch():
-    def sizes(batch, image_bytes):
+def test_as_many_images_at_a_time_as_fit_and_divide_the_batch(monkeypatch):
+    def sizes(batch, fit, channels=1):
         seen = []
 
-        def function(chunk):
-            seen.append(len(chunk))
-            return chunk
+        def function(images):
+            seen.append(len(images))
+            return images + 1
 
-        jax.jit(partial(remat_in_chunks, function, image_bytes=image_bytes))(jnp.ones((batch, 1)))
-        return min(seen)
+        monkeypatch.setattr(limits, "CURRENT", Limits(remat_bytes=int(4 * channels * fit)))
+        jax.eval_shape(partial(map_images, function), jnp.ones((batch, 1, 1, channels)))
+        return min(seen[1:], default=seen[0]) if batch > 1 and channels <= 4 else min(seen)
 
-    fits = memory._CHUNK_BYTES // 6
-    assert [sizes(batch, fits) for batch in (0, 1, 5, 6, 12, 14, 13)] == [0, 1, 5, 6, 6, 2, 1]
-    assert sizes(4, 10 * memory._CHUNK_BYTES) == 1
+    assert [sizes(batch, 6) for batch in (0, 1, 5, 6, 12, 14, 13)] == [0, 1, 5, 6, 6, 2, 1]
+    assert sizes(4, 0.1) == 1
+    assert sizes(12, 6, channels=5) == 12  # maps of many channels are dear to compute again
+
+
+def test_map_images_by_xla_takes_the_whole_batch(monkeypatch):
+    monkeypatch.setattr(limits, "CURRENT", Limits(remat_bytes=1))
+    call = partial(map_images, lambda x: x + 1, implementation="xla")
+    assert "scan" not in str(jax.make_jaxpr(call)(jnp.ones((4, 2, 2, 1))))
 
 
 SMALL_VGG = VGG(arch=((1, 4), (1, 6)), dropout_rate=0.0)
+MAP_BYTES = 4 * 12 * 9 * 4  # of its first block, from 12 x 9 pixels
 
 
 def loops(model, variables, images):
@@ -146,7 +172,7 @@ def loops(model, variables, images):
 
 
 @on_cpu_with_onednn
-def test_vgg_trains_its_first_block_in_chunks_to_the_same_gradients(monkeypatch):
+def test_vgg_computes_its_first_block_a_few_images_at_a_time(monkeypatch):
     random = np.random.default_rng(0)
     images = random.random((6, 12, 9, 1), np.float32)
     variables = SMALL_VGG.init(jax.random.key(0), images)
@@ -157,7 +183,7 @@ def test_vgg_trains_its_first_block_in_chunks_to_the_same_gradients(monkeypatch)
 
     whole = gradients()
     assert loops(SMALL_VGG, variables, images) == 0
-    monkeypatch.setattr(memory, "_CHUNK_BYTES", 2 * 12 * 9 * 4 * 4)
+    by_two(monkeypatch, MAP_BYTES)
     chunks = gradients()
     assert loops(SMALL_VGG, variables, images) == 1
     for a, b in zip(*map(jax.tree.leaves, (whole, chunks)), strict=True):
@@ -165,18 +191,66 @@ def test_vgg_trains_its_first_block_in_chunks_to_the_same_gradients(monkeypatch)
 
 
 def test_no_convolution_is_in_a_loop_where_it_would_be_slow(monkeypatch):
-    monkeypatch.setattr(memory, "_CHUNK_BYTES", 1)
+    by_two(monkeypatch, MAP_BYTES)
     images = jnp.ones((6, 12, 9, 1))
     variables = SMALL_VGG.init(jax.random.key(0), images)
     assert loops(SMALL_VGG.clone(dtype=jnp.bfloat16), variables, images) == 0
+    assert loops(SMALL_VGG.clone(implementation="xla"), variables, images) == 0
     monkeypatch.setenv("JAXCNN_IMPLEMENTATION", "xla")
     assert loops(SMALL_VGG, variables, images) == 0
 
 
 def test_what_is_captured_in_vgg_is_of_the_whole_batch(monkeypatch):
-    monkeypatch.setattr(memory, "_CHUNK_BYTES", 1)
+    by_two(monkeypatch, MAP_BYTES)
     images = jnp.ones((6, 12, 9, 1))
     variables = SMALL_VGG.init(jax.random.key(0), images)
     _, captured = SMALL_VGG.apply(variables, images, train=True, capture_intermediates=True)
     maps = captured["intermediates"]["block1"]["conv1"]["__call__"]
     assert [x.shape for x in maps] == [(6, 12, 9, 4)]
+
+
+class WithDropout(nn.Module):
+    """A module that breaks its promise to treat each image by itself."""
+
+    implementation: str | None = None
+
+    @image_by_image
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dropout(0.5, deterministic=False)(x)
+
+
+def test_randomness_within_image_by_image_is_refused(monkeypatch):
+    by_two(monkeypatch, 4)
+    rngs = {"dropout": jax.random.key(0)}
+    with pytest.raises(Exception, match="dropout"):
+        WithDropout().apply({}, jnp.ones((6, 4, 4, 1)), rngs=rngs)
+
+
+SLOW_IN_LOOPS = {
+    "flax's convolution": lambda x: nn.Conv(2, (3, 3)).init_with_output(jax.random.key(0), x)[0],
+    "bfloat16": lambda x: conv2d(x.astype(jnp.bfloat16), jnp.ones((3, 3, 1, 2), jnp.bfloat16)),
+    "groups": lambda x: conv2d(jnp.tile(x, 2), jnp.ones((3, 3, 1, 2)), groups=2),
+    "xla": lambda x: conv2d(x, jnp.ones((3, 3, 1, 2)), implementation="xla"),
+    "within jit and remat": jax.jit(
+        jax.checkpoint(lambda x: conv2d(x, jnp.ones((3, 3, 1, 2)), dilation=2))
+    ),
+    "large windows": lambda x: conv2d(x, jnp.ones((9, 9, 1, 2))),  # for their gradient
+}
+
+
+@pytest.mark.parametrize("name", SLOW_IN_LOOPS)
+def test_xlas_convolutions_do_not_suit_loops(name):
+    assert not cpu.suits_loops(SLOW_IN_LOOPS[name], jnp.ones((2, 12, 12, 1)))
+
+
+def test_others_suit_loops(monkeypatch):
+    def function(x):
+        return max_pool(relu(conv2d(x, jnp.ones((3, 3, 1, 2)))), 2).reshape(2, -1) @ jnp.ones(50)
+
+    x = jnp.ones((2, 12, 12, 1))
+    monkeypatch.setattr(probe, "available", lambda: True)
+    assert cpu.suits_loops(function, x)
+    assert cpu.suits_loops(jax.grad(lambda x: function(x).sum()), x)
+    monkeypatch.setattr(probe, "available", lambda: False)
+    assert not cpu.suits_loops(function, x)

@@ -1,5 +1,8 @@
 """Models: d2l's shapes and exact parameter counts, BatchNorm, and what is refused."""
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +10,9 @@ import pytest
 from flax import linen as nn
 
 import references
-from jaxcnn.layers import BatchNorm, avg_pool, max_pool, relu
-from jaxcnn.models import MODELS, LeNet, Residual, VGGBlock, create_model
+from jaxcnn.layers import BatchNorm, Conv, avg_pool, max_pool, relu
+from jaxcnn.models import MODELS, VGG, LeNet, Residual, ResNet, VGGBlock, create_model
+from jaxcnn.ops.cpu.primitives import ALL
 
 # image size, parameters, running averages of BatchNorm
 TABLE = {
@@ -83,6 +87,68 @@ def test_too_small_an_image_is_refused(name, size):
     assert shapes(name, size + 16)[0].shape == (2, 10)
 
 
+def primitives(program):
+    """The names of a traced program's primitives, those of the programs within it included."""
+    names = set()
+    for equation in program.eqns:
+        names.add(equation.primitive.name)
+        for value in jax.tree.leaves(list(equation.params.values())):
+            if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+                names |= primitives(getattr(value, "jaxpr", value))
+    return names
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("by", ["argument", "environment"])
+def test_of_the_engine_nothing_remains_with_implementation_xla(name, by, monkeypatch):
+    engine = {"platform_index", "ffi_call", *(primitive.name for primitive in ALL)}
+    images = jax.ShapeDtypeStruct((2, 32, 32, 1), jnp.float32)
+
+    def traced(model):
+        keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+        variables = jax.eval_shape(model.init, keys, images)
+
+        def loss(variables, images):
+            return model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=keys)[
+                0
+            ].sum()
+
+        return primitives(jax.make_jaxpr(jax.grad(loss, allow_int=True))(variables, images).jaxpr)
+
+    assert engine & traced(create_model(name))
+    if by == "environment":
+        monkeypatch.setenv("JAXCNN_IMPLEMENTATION", "xla")
+        assert not engine & traced(create_model(name))
+    else:
+        assert not engine & traced(create_model(name, implementation="xla"))
+
+
+class Bottleneck(nn.Module):
+    """Another block for `ResNet`: its convolution has groups."""
+
+    channels: int
+    use_1x1conv: bool = False
+    strides: int = 1
+    dtype: Any = None
+    axis_name: str | None = None
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        norm = BatchNorm(not train, axis_name=self.axis_name)
+        y = relu(norm(Conv(self.channels, 3, self.strides, 1, groups=4)(x)))
+        return y + (Conv(self.channels, 1, self.strides)(x) if self.use_1x1conv else x)
+
+
+def test_another_block_makes_another_resnet():
+    model = ResNet(arch=((1, 8), (2, 16)), block=Bottleneck)
+    y, variables = model.init_with_output(jax.random.key(0), jnp.ones((2, 32, 32, 1)))
+    assert y.shape == (2, 10)
+    blocks = {name: set(variables["params"][name]) for name in ("b2_0", "b3_0", "b3_1")}
+    same = {"Conv_0", "BatchNorm_0"}
+    assert blocks == {"b2_0": same, "b3_0": same | {"Conv_1"}, "b3_1": same}
+
+
 def test_unknown_model_names_the_nearest():
     with pytest.raises(ValueError, match=r"'resnet81'.*'resnet18'"):
         create_model("resnet81")
@@ -118,16 +184,18 @@ def test_vgg_block_halves_the_image():
 
 
 def test_vgg_drops_out_in_training_only():
-    model = create_model("vgg")
-    images = jnp.ones((1, 32, 32, 1))
-    variables = model.init(jax.random.key(0), images)
-    first, second = (
-        model.apply(variables, images, train=True, rngs={"dropout": jax.random.key(i)})
-        for i in (1, 2)
-    )
-    assert (first != second).any()
-    first, second = (model.apply(variables, images, train=False) for _ in range(2))
-    assert (first == second).all()
+    model = VGG(arch=((1, 4), (1, 8)))
+    images = jnp.ones((1, 8, 8, 1))
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+
+    @partial(jax.jit, static_argnames="train")
+    def logits(key, train):
+        return model.apply(variables, images, train=train, rngs={"dropout": key})
+
+    keys = [jax.random.key(i) for i in (1, 2)]
+    for train in (True, False):
+        first, second = (logits(key, train) for key in keys)
+        assert bool((first != second).any()) == train
 
 
 def test_d2l_residual_shapes():
@@ -163,8 +231,9 @@ def test_batch_norm_matches_the_reference(train):
 def test_training_moves_the_running_averages_of_every_batch_norm():
     model = create_model("resnet18")
     images = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 32, 32, 1)), jnp.float32)
-    variables = model.init(jax.random.key(0), images)
-    _, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    apply = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))
+    _, updates = apply(variables, images)
     before, after = (jax.tree.leaves(v["batch_stats"]) for v in (variables, updates))
     assert len(after) == (1 + 8 * 2) * 2  # the stem's and two per block, mean and variance each
     assert all((a != b).any() for a, b in zip(before, after, strict=True))

@@ -76,7 +76,9 @@ def test_d2l_pooling():
 )
 def test_d2l_padding_and_stride(kernel, padding, stride, expected):
     kh, kw = (kernel, kernel) if isinstance(kernel, int) else kernel
-    y = ops.conv2d(jnp.ones((1, 8, 8, 1)), jnp.ones((kh, kw, 1, 1)), stride, padding)
+    y = ops.conv2d(
+        jnp.ones((1, 8, 8, 1)), jnp.ones((kh, kw, 1, 1)), strides=stride, padding=padding
+    )
     assert y.shape[1:3] == expected
 
 
@@ -103,34 +105,110 @@ def assert_close(actual, expected, dtype):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=DTYPES[dtype])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=20, deadline=None)
-@given(data=st.data())
-def test_values_and_gradients_match_the_references(dtype, data):
+def draw_conv(data, dtype):
+    """Draw operands and options of a convolution, dilation and groups included."""
     window = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 4)), "window")
     strides = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3)), "strides")
     padding = data.draw(st.tuples(*(st.integers(0, k // 2) for k in window)), "padding")
-    size = data.draw(st.tuples(*(st.integers(k, 9) for k in window)), "size")
-    channels, features = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
-    ties = data.draw(st.booleans(), "ties")  # equal pixels: which of them is the maximum?
-    x = random(2, *size, channels).astype(dtype)
-    x = np.round(x) if ties else x
+    dilation = data.draw(st.sampled_from([(1, 1), (2, 1), (1, 3)]), "dilation")
+    groups = data.draw(st.sampled_from([1, 1, 2, 3]), "groups")
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, window, strict=True)]
+    size = data.draw(st.tuples(*(st.integers(r, 10) for r in reach)), "size")
+    channels, features = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 2)) * groups
+    x = random(2, *size, channels * groups).astype(dtype)
     k = random(*window, channels, features, seed=1).astype(dtype)
+    return x, k, {"strides": strides, "padding": padding, "dilation": dilation, "groups": groups}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_conv2d_and_its_gradients_match_the_references(dtype, data):
+    x, k, options = draw_conv(data, dtype)
+    bias = random(k.shape[3], seed=3).astype(dtype)
     with jax.enable_x64(dtype == "float64"):
-        y, vjp = jax.vjp(
-            lambda x, k: ops.conv2d(x, k, strides, padding), jnp.array(x), jnp.array(k)
-        )
-        assert_close(y, references.conv2d(x, k, strides, padding), dtype)
+        y, vjp = jax.vjp(lambda *args: ops.conv2d(*args, **options), *map(jnp.array, (x, k, bias)))
+        assert_close(y, references.conv2d(x, k, **options) + bias, dtype)
         g = random(*y.shape, seed=2).astype(dtype)
-        expected = references.conv2d_gradients(x, k, strides, padding, g)
-        for actual, reference in zip(vjp(jnp.array(g)), expected, strict=True):
+        expected = references.conv2d_gradients(x, k, cotangent=g, **options)
+        for actual, reference in zip(vjp(jnp.array(g)), (*expected, g.sum((0, 1, 2))), strict=True):
             assert_close(actual, reference, dtype)
-        for mode, pool in (("max", ops.max_pool), ("avg", ops.avg_pool)):
-            y, vjp = jax.vjp(lambda x, pool=pool: pool(x, window, strides, padding), jnp.array(x))
-            assert_close(y, references.pool(x, window, strides, padding, mode), dtype)
-            g = random(*y.shape, seed=2).astype(dtype)
-            expected = references.pool_gradient(x, window, strides, padding, mode, g)
-            assert_close(vjp(jnp.array(g))[0], expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_pooling_and_its_gradients_match_the_references(dtype, data):
+    window = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 4)), "window")
+    strides = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3)), "strides")
+    padding = data.draw(st.tuples(*(st.integers(0, k // 2) for k in window)), "padding")
+    ceil_mode = data.draw(st.booleans(), "ceil_mode")
+    dilation = data.draw(st.sampled_from([(1, 1), (2, 1), (1, 3)]), "dilation")
+    count_include_pad = data.draw(st.booleans(), "count_include_pad")
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, window, strict=True)]
+    size = data.draw(st.tuples(*(st.integers(r, 10) for r in reach)), "size")
+    x = random(2, *size, 2).astype(dtype)
+    if data.draw(st.booleans(), "ties"):  # equal pixels: which of them is the maximum?
+        x = np.round(x)
+    options = {"strides": strides, "padding": padding, "ceil_mode": ceil_mode}
+    with jax.enable_x64(dtype == "float64"):
+        for mode, pool, more in (
+            ("max", ops.max_pool, {"dilation": dilation}),
+            ("avg", ops.avg_pool, {"count_include_pad": count_include_pad}),
+        ):
+            call = partial(pool, window=window, **options, **more)
+            expected = references.pool(x, window, mode=mode, **options, **more)
+            g = random(*expected.shape, seed=2).astype(dtype)
+            y, gradient = jax.jit(value_and_gradient, static_argnums=0)(call, x, g)
+            assert_close(y, expected, dtype)
+            expected = references.pool_gradient(
+                x, window, mode=mode, cotangent=g, **options, **more
+            )
+            assert_close(gradient, expected, dtype)
+
+
+def value_and_gradient(function, x, g):
+    y, vjp = jax.vjp(function, x)
+    return y, vjp(g)[0]
+
+
+@pytest.mark.parametrize("window", [(2, 3), (3, 3), (5, 4)])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_padding_same_keeps_the_size_and_valid_adds_none(window, dilation):
+    x, k = random(2, 11, 12, 2), random(*window, 2, 3, seed=1)
+    call = partial(ops.conv2d, x, k, dilation=dilation)
+    assert call(padding="same").shape == (2, 11, 12, 3)
+    before, after = zip(
+        *((d // 2, d - d // 2) for d in (dilation * (n - 1) for n in window)), strict=True
+    )
+    pads = ((0, 0), *zip(before, after, strict=True), (0, 0))
+    expected = references.conv2d(np.pad(x, pads), k, dilation=(dilation, dilation))
+    assert_close(call(padding="same"), expected, "float32")
+    np.testing.assert_array_equal(call(padding="valid"), call(padding=0))
+
+
+def test_divisor_override_replaces_the_number_of_pixels():
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    for window, strides in ((2, 2), (3, 1)):  # side by side, and overlapping
+        sums = ops.avg_pool(x, window, strides, divisor_override=1)
+        mean = ops.avg_pool(x, window, strides)
+        np.testing.assert_allclose(sums, mean * window**2, rtol=1e-6)
+        np.testing.assert_allclose(
+            ops.avg_pool(x, window, strides, divisor_override=-2), sums / -2, rtol=1e-6
+        )
+
+
+@pytest.mark.parametrize("activation", [None, jax.nn.sigmoid, jnp.tanh, ops.relu])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("implementation", ["auto", "xla"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_conv2d_ends_with_bias_and_activation(activation, with_bias, implementation, groups):
+    x, k = random(2, 6, 5, 4), random(3, 2, 4 // groups, 4, seed=1)
+    bias = random(4, seed=3) if with_bias else None
+    y = ops.conv2d(x, k, bias, groups=groups, activation=activation, implementation=implementation)
+    expected = references.conv2d(x, k, groups=groups) + (0 if bias is None else bias)
+    expected = expected if activation is None else activation(jnp.asarray(expected, jnp.float32))
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
@@ -146,7 +224,7 @@ def test_gradients_that_xla_would_abort_on(run_python, size, window, strides, pa
     code = (
         "import jax, jax.numpy as jnp; from jaxcnn import ops;"
         f"x, k = jnp.ones((2, *{size}, 2)), jnp.ones((*{window}, 2, 3));"
-        f"f = lambda x, k: (ops.conv2d(x, k, {strides}, {padding}) ** 2).sum();"
+        f"f = lambda x, k: (ops.conv2d(x, k, strides={strides}, padding={padding}) ** 2).sum();"
         "jax.grad(f, (0, 1))(x, k); jax.jit(jax.grad(f, (0, 1)))(x, k)"
     )
     assert run_python("-c", code, JAX_PLATFORMS="cpu").returncode == 0
@@ -154,16 +232,29 @@ def test_gradients_that_xla_would_abort_on(run_python, size, window, strides, pa
 
 def test_second_derivatives():
     x, k = jnp.asarray(random(1, 5, 4, 2)), jnp.asarray(random(3, 3, 2, 2, seed=1))
-    check_grads(lambda x, k: ops.conv2d(x, k, 2, 1) ** 2, (x, k), order=2, rtol=2e-2, atol=2e-2)
+    check_grads(
+        lambda x, k: ops.conv2d(x, k, strides=2, padding=1) ** 2,
+        (x, k),
+        order=2,
+        rtol=2e-2,
+        atol=2e-2,
+    )
     check_grads(lambda x: ops.avg_pool(x, 2, 2, 1) ** 2, (x,), order=2, rtol=2e-2, atol=2e-2)
 
 
 OPS = {  # call, shapes of its arguments
     "conv2d": (partial(ops.conv2d, strides=(2, 1), padding=(1, 0)), (3, 7, 5, 2), (2, 3, 2, 4)),
-    "conv2d_sigmoid": (
-        partial(ops.conv2d_sigmoid, strides=(2, 1), padding=(1, 0)),
+    "conv2d, sigmoid": (
+        partial(ops.conv2d, strides=(2, 1), padding=(1, 0), activation=jax.nn.sigmoid),
         *((3, 7, 5, 2), (2, 3, 2, 4), (4,)),
     ),
+    "conv2d, dilation and groups": (
+        partial(ops.conv2d, strides=(2, 1), dilation=(1, 2), groups=2),
+        *((3, 7, 9, 4), (2, 3, 2, 4)),
+    ),
+    "relu": (ops.relu, (3, 5)),
+    "materialize": (ops.materialize, (3, 5)),
+    "map_images": (partial(ops.map_images, jnp.tanh), (3, 5, 4, 2)),
     "corr2d": (ops.corr2d, (5, 7), (2, 3)),
     "corr2d_multi_in": (ops.corr2d_multi_in, (3, 5, 7), (3, 2, 3)),
     "corr2d_multi_in_out": (ops.corr2d_multi_in_out, (3, 5, 7), (2, 3, 3, 2)),
@@ -175,7 +266,8 @@ OPS = {  # call, shapes of its arguments
 
 
 def test_table_covers_every_op():
-    assert set(OPS) == set(ops.__all__) - {"conv_output_size"}
+    names = {name.split(",")[0] for name in OPS}
+    assert names == set(ops.__all__) - {"conv_output_size", "pool_output_size"}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -237,9 +329,40 @@ def test_integers():
             ["stride=0"],
         ),
         (
-            lambda: ops.conv2d_sigmoid(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 2)), jnp.ones(1)),
+            lambda: ops.conv2d(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)), dilation=0),
+            ["dilation=0"],
+        ),
+        (
+            lambda: ops.conv2d(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)), dilation=2),
+            ["a window of 5 pixels"],
+        ),
+        (
+            lambda: ops.conv2d(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 2)), jnp.ones(1)),
             ["bias (1,)", "(3, 3, 1, 2)", "[O]"],
         ),
+        (
+            lambda: ops.conv2d(jnp.ones((1, 4, 4, 4)), jnp.ones((3, 3, 2, 3)), groups=2),
+            ["(1, 4, 4, 4)", "(3, 3, 2, 3)", "groups 2"],
+        ),
+        (
+            lambda: ops.conv2d(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2)), groups=0),
+            ["groups 0"],
+        ),
+        (
+            lambda: ops.conv2d(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)), padding="full"),
+            ["'full'", "'same' or 'valid'"],
+        ),
+        (
+            lambda: ops.conv2d(
+                jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)), strides=2, padding="same"
+            ),
+            ["(2, 2)", "stride 1"],
+        ),
+        (
+            lambda: ops.avg_pool(jnp.ones((1, 4, 4, 1)), 2, divisor_override=0),
+            ["divisor_override", "0"],
+        ),
+        (lambda: ops.max_pool(jnp.ones((1, 4, 4, 1)), 3, dilation=2), ["a window of 5 pixels"]),
         (lambda: ops.pool2d(X, 2, "mean"), ["'mean'", "'max'", "'avg'"]),
         (lambda: ops.pool2d(X, 4), ["4", "3"]),
         (lambda: ops.pool2d(X[0], 1), ["(3,)", "[H, W]"]),

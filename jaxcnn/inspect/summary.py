@@ -73,9 +73,10 @@ def layer_summary(model: nn.Module, input_shape: Sequence[int]) -> list[LayerRow
     """List the layers of a model in the order of the computation; nothing is computed.
 
     Modules are listed wherever they are called, plain functions (activations, pooling) where they
-    stand in an `nn.Sequential`, and the activation that a `Conv` ends with in a row after it. Costs
-    and receptive fields are those of jaxcnn's layers and pooling and of Flax's `Conv` and `Dense`;
-    anything else is taken to work on each pixel by itself.
+    stand in an `nn.Sequential`. A `Conv` or `Dense` with an activation is two layers, as in d2l. A
+    `Sequential` is a layer if it has a name of its own or stands in another; else only what it
+    holds is listed. Costs and receptive fields are those of jaxcnn's layers and pooling and of
+    Flax's `Conv` and `Dense`; anything else is taken to work on each pixel by itself.
 
     Args:
         model: called as `model(images, train=False)` or `model(images)`.
@@ -158,11 +159,12 @@ class _Recorder:
         module = context.module
         if context.method_name != "__call__":
             return call(*args, **kwargs)
+        is_recorded = module.path == () or module is self._recording
+        run, x = partial(call, *args, **kwargs), _first(args, kwargs)
         if isinstance(module, nn.Sequential):
-            return self._run_items(module, _first(args, kwargs))
-        if module.path == () or module is self._recording:
-            return call(*args, **kwargs)
-        return self._record(module, partial(call, *args, **kwargs), _first(args, kwargs))
+            is_recorded = is_recorded or not _has_own_name(module)
+            run = partial(self._run_items, module, x)
+        return run() if is_recorded else self._record(module, run, x)
 
     def _run_items(self, sequential: nn.Sequential, x: jax.Array) -> jax.Array:
         for layer in sequential.layers:
@@ -170,6 +172,7 @@ class _Recorder:
         return x
 
     def _record(self, layer: Callable, run: Callable[[], jax.Array], x: jax.Array) -> jax.Array:
+        """Run a layer on x; add its row before those of the layers within it."""
         base = _without_arguments(layer)
         start = self._views.get(id(x), self._latest)
         outer_inside, self._inside = self._inside, []
@@ -182,28 +185,33 @@ class _Recorder:
         view = start.through(*_window(layer, x, y))
         for _, inner_view in inside:
             view = view.union(inner_view)
-        parameters, macs = _count_parameters(base), _count_macs(base, x, y)
-        if inside:
-            macs = sum(row.macs for row, _ in inside)
-        if isinstance(base, nn.Sequential):
-            parameters = sum(row.parameters for row, _ in inside)
-        row = LayerRow(
-            depth=self._depth + 1,
-            type=_type(base),
-            name=_name(base) if parameters else "",
-            shape=tuple(y.shape),
-            parameters=parameters,
-            macs=macs,
-            receptive_field=view.size,
-        )
+        row = self._row(base, x, y, view, [row for row, _ in inside])
         self.rows.insert(place, row)
-        if isinstance(base, Conv) and base.activation is not None:
+        if isinstance(base, Conv | Dense) and base.activation is not None:
             activation = _type(_without_arguments(base.activation))
             self.rows.append(replace(row, type=activation, name="", parameters=0, macs=0))
         self._inside.append((row, view))
         self._views[id(y)] = self._latest = view
         self._alive.append(y)
         return y
+
+    def _row(
+        self, layer: Any, x: jax.Array, y: jax.Array, view: _View, inside: Sequence[LayerRow]
+    ) -> LayerRow:
+        parameters, macs = _count_parameters(layer), _count_macs(layer, x, y)
+        if inside:
+            macs = sum(row.macs for row in inside)
+        if isinstance(layer, nn.Sequential):
+            parameters = sum(row.parameters for row in inside)
+        return LayerRow(
+            depth=self._depth + 1,
+            type=_type(layer),
+            name="/".join(layer.path) if parameters and _has_own_name(layer) else "",
+            shape=tuple(y.shape),
+            parameters=parameters,
+            macs=macs,
+            receptive_field=view.size,
+        )
 
 
 def _first(args: tuple, kwargs: dict) -> Any:
@@ -218,10 +226,9 @@ def _type(layer: Any) -> str:
     return type(layer).__name__ if isinstance(layer, nn.Module) else layer.__name__
 
 
-def _name(layer: Any) -> str:
-    """Return the path of a module, unless Flax made it up from the type and a number."""
-    made_up = layer.path[-1].startswith(f"{type(layer).__name__}_")
-    return "" if made_up else "/".join(layer.path)
+def _has_own_name(module: nn.Module) -> bool:
+    """Return whether a module was given a name; else Flax makes one of its type and a number."""
+    return not module.path[-1].startswith(f"{type(module).__name__}_")
 
 
 def _window(layer: Any, x: jax.Array, y: jax.Array) -> tuple[Any, Any]:
@@ -229,11 +236,19 @@ def _window(layer: Any, x: jax.Array, y: jax.Array) -> tuple[Any, Any]:
     if x.ndim == 4 and y.ndim == 2:  # flattened, or pooled over the whole image
         return (x.shape[1], x.shape[2]), 1
     if isinstance(layer, Conv | nn.Conv):
-        return layer.kernel_size, layer.strides or 1
+        dilation = layer.dilation if isinstance(layer, Conv) else layer.kernel_dilation
+        return _reach(layer.kernel_size, dilation or 1), layer.strides or 1
     if isinstance(layer, partial) and layer.func in (avg_pool, max_pool):
         window = layer.keywords["window"]
-        return window, layer.keywords.get("strides") or window
+        reach = _reach(window, layer.keywords.get("dilation", 1))
+        return reach, layer.keywords.get("strides") or window
     return 1, 1
+
+
+def _reach(window: Any, dilation: Any) -> tuple[int, int]:
+    """Return (height, width) of the area that a window spans."""
+    (h, w), (d, e) = as_pair(window), as_pair(dilation)
+    return d * (h - 1) + 1, e * (w - 1) + 1
 
 
 def _count_parameters(layer: Any) -> int:
@@ -244,8 +259,8 @@ def _count_parameters(layer: Any) -> int:
 
 def _count_macs(layer: Any, x: jax.Array, y: jax.Array) -> int:
     if isinstance(layer, Conv | nn.Conv):
-        groups = getattr(layer, "feature_group_count", 1)
-        height, width = as_pair(_window(layer, x, y)[0])
+        groups = layer.groups if isinstance(layer, Conv) else layer.feature_group_count
+        height, width = _reach(layer.kernel_size, 1)
         return math.prod(y.shape) * height * width * x.shape[-1] // groups
     if isinstance(layer, Dense | nn.Dense):
         return math.prod(y.shape) * x.shape[-1]

@@ -186,8 +186,7 @@ def _torch_prefix(model: nn.Module, path: tuple[str, ...]) -> str:
         fixed = {"b1_conv": "0.0", "b1_bn": "0.1", "last": "last.2"}
         return f"net.{fixed.get(path[0]) or '.'.join((*path[0].split('_'), path[1]))}"
     raise ValueError(
-        f"{type(model).__name__} has no counterpart in d2l; accepted: LeNet, VGG, ResNet "
-        "and what derives from them"
+        f"{type(model).__name__} has no counterpart in d2l; accepted: LeNet, VGG, ResNet"
     )
 
 

@@ -1,7 +1,6 @@
 """The networks of d2l, and the one place to register another."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from flax import linen as nn
@@ -9,25 +8,27 @@ from flax import linen as nn
 from jaxcnn.errors import did_you_mean
 from jaxcnn.models.lenet import LeNet, LeNetModern
 from jaxcnn.models.resnet import Residual, ResNet, ResNet18
-from jaxcnn.models.vgg import VGG, VGG11, VGG_NARROW, VGGBlock
+from jaxcnn.models.vgg import VGG, VGG11, VGGBlock, VGGNarrow
 
 __all__ = [
     "MODELS",
     "VGG",
+    "VGG11",
     "LeNet",
     "LeNetModern",
     "ResNet",
     "ResNet18",
     "Residual",
     "VGGBlock",
+    "VGGNarrow",
     "create_model",
 ]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet": LeNet,
     "lenet_modern": LeNetModern,
-    "vgg": partial(VGG, arch=VGG_NARROW),
-    "vgg11": partial(VGG, arch=VGG11),
+    "vgg": VGGNarrow,
+    "vgg11": VGG11,
     "resnet18": ResNet18,
 }
 
@@ -42,7 +43,8 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     Args:
         name: a key of `MODELS`.
         **kwargs: fields of the module: `num_classes` (10), `dtype` (of the computation; parameters
-            stay float32), `axis_name` (mapped axis over which BatchNorm is synchronised), and the
+            stay float32), `axis_name` (mapped axis over which BatchNorm is synchronised),
+            `implementation` ('auto', or 'xla' for XLA's own operations alone), and the
             architecture's own.
 
     Raises:

@@ -29,9 +29,10 @@ class LeNet(nn.Module):
     Attributes:
         num_classes: number of logits.
         activation: after each layer but the last.
-        pool: called as `pool(images, window=2)`.
+        pool: called as `pool(images, window=2, implementation=...)`.
         dtype: of the computation; parameters are float32, logits at least that.
         axis_name: unused (there is no BatchNorm); every model has it.
+        implementation: 'auto', 'xla' or None, as for `jaxcnn.ops.conv2d`.
 
     Raises:
         ValueError: if the images are smaller than 12 x 12.
@@ -47,13 +48,24 @@ class LeNet(nn.Module):
     pool: Callable[..., jax.Array] = avg_pool
     dtype: Any = None
     axis_name: str | None = None
+    implementation: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Return the logits of images x; `train` changes nothing here."""
-        conv = partial(Conv, dtype=self.dtype, activation=self.activation)
-        dense = partial(Dense, dtype=self.dtype)
-        pool = partial(self.pool, window=2)
+        conv = partial(
+            Conv,
+            activation=self.activation,
+            dtype=self.dtype,
+            implementation=self.implementation,
+        )
+        dense = partial(
+            Dense,
+            activation=self.activation,
+            dtype=self.dtype,
+            implementation=self.implementation,
+        )
+        pool = partial(self.pool, window=2, implementation=self.implementation)
         net = nn.Sequential(
             [
                 conv(6, kernel_size=5, padding=2, name="conv1"),
@@ -62,17 +74,11 @@ class LeNet(nn.Module):
                 pool,
                 flatten,
                 dense(120, name="dense1"),
-                self.activation,
                 dense(84, name="dense2"),
-                self.activation,
-                dense(self.num_classes, name="dense3"),
+                dense(self.num_classes, activation=None, name="dense3"),
             ]
         )
         return at_least_float32(net(x))
 
 
-class LeNetModern(LeNet):
-    """LeNet with ReLU and max pooling (d2l 7.6, exercise); see `LeNet`."""
-
-    activation: Callable[[jax.Array], jax.Array] = relu
-    pool: Callable[..., jax.Array] = max_pool
+LeNetModern = partial(LeNet, activation=relu, pool=max_pool)  # d2l 7.6, exercise

@@ -40,6 +40,7 @@ class Residual(nn.Module):
         strides: of the first convolution (and the 1 x 1 one).
         dtype: of the computation; BatchNorm's statistics are float32.
         axis_name: mapped axis over which BatchNorm is synchronised.
+        implementation: 'auto', 'xla' or None, as for `jaxcnn.ops.conv2d`.
 
     Raises:
         ValueError: if the input cannot be added because its shape changes.
@@ -56,16 +57,23 @@ class Residual(nn.Module):
     strides: int = 1
     dtype: Any = None
     axis_name: str | None = None
+    implementation: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Return the block's feature maps; with `train`, BatchNorm uses and updates the batch's."""
-        conv = partial(Conv, self.num_channels, dtype=self.dtype)
+        conv = partial(
+            Conv, self.num_channels, dtype=self.dtype, implementation=self.implementation
+        )
         norm = partial(
-            BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name
+            BatchNorm,
+            use_running_average=not train,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+            implementation=self.implementation,
         )
         y = conv(3, strides=self.strides, padding=1, name="conv1")(x)
-        y = relu(norm(name="bn1")(y))
+        y = relu(norm(name="bn1")(y), self.implementation)
         y = conv(3, padding=1, name="conv2")(y)
         y = norm(name="bn2")(y)
         if self.use_1x1conv:
@@ -75,7 +83,7 @@ class Residual(nn.Module):
                 f"a residual block cannot add its input {x.shape} to its output {y.shape}; use "
                 "use_1x1conv=True where channels or strides change the shape"
             )
-        return relu(y + x)
+        return relu(y + x, self.implementation)
 
 
 class ResNet(nn.Module):
@@ -86,10 +94,13 @@ class ResNet(nn.Module):
 
     Attributes:
         arch: (residual blocks, channels) of each stage.
+        block: called as `block(channels, use_1x1conv=..., strides=..., name=..., dtype=...,
+            axis_name=..., implementation=...)`, such as `Residual`.
         num_classes: number of logits.
         dtype: of the computation; parameters and BatchNorm's statistics are float32, logits at
             least that.
         axis_name: mapped axis over which BatchNorm is synchronised; None under plain `jit`.
+        implementation: 'auto', 'xla' or None, as for `jaxcnn.ops.conv2d`.
 
     Source: d2l 8.6.3.
 
@@ -100,47 +111,49 @@ class ResNet(nn.Module):
     """
 
     arch: Sequence[tuple[int, int]]
+    block: Callable[..., nn.Module] = Residual
     num_classes: int = 10
     dtype: Any = None
     axis_name: str | None = None
+    implementation: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Return the logits of images x; with `train`, BatchNorm uses and updates the batch's."""
-        channels = self.arch[0][1]  # the first stage adds the stem's output to its own
-        norm = partial(BatchNorm, dtype=self.dtype, axis_name=self.axis_name)
-        stem: list[Callable] = [
-            Conv(channels, 7, strides=2, padding=3, dtype=self.dtype, name="b1_conv"),
-            norm(use_running_average=not train, name="b1_bn"),
-            relu,
-            partial(max_pool, window=3, strides=2, padding=1),
-        ]
-        stages = [
-            nn.Sequential(
-                [partial(self._block(stage, i), train=train) for i in range(count)],
-                name=f"b{stage + 2}",
-            )
-            for stage, (count, _) in enumerate(self.arch)
-        ]
-        dense = Dense(self.num_classes, dtype=self.dtype, name="last")
-        last = nn.Sequential([global_avg_pool, dense])
-        net = nn.Sequential([nn.Sequential(stem, name="b1"), *stages, last])
-        return at_least_float32(net(x))
-
-    def _block(self, stage: int, i: int) -> Residual:
-        """Return the i-th block of a stage; the first of each stage but the first halves."""
-        halve = i == 0 and stage > 0
-        return Residual(
-            num_channels=self.arch[stage][1],
-            use_1x1conv=halve,
-            strides=2 if halve else 1,
+        conv = partial(Conv, dtype=self.dtype, implementation=self.implementation)
+        norm = partial(
+            BatchNorm,
+            use_running_average=not train,
             dtype=self.dtype,
             axis_name=self.axis_name,
-            name=f"b{stage + 2}_{i}",
+            implementation=self.implementation,
         )
+        block = partial(
+            self.block,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+            implementation=self.implementation,
+        )
+        dense = partial(Dense, dtype=self.dtype, implementation=self.implementation)
+        channels = self.arch[0][1]  # the first stage adds the stem's output to its own
+        stem: list[Callable] = [
+            conv(channels, 7, strides=2, padding=3, name="b1_conv"),
+            norm(name="b1_bn"),
+            partial(relu, implementation=self.implementation),
+            partial(max_pool, window=3, strides=2, padding=1, implementation=self.implementation),
+        ]
+        x = nn.Sequential(stem, name="b1")(x)
+        for stage, (num_blocks, channels) in enumerate(self.arch, start=2):
+            blocks: list[Callable] = []
+            for i in range(num_blocks):
+                halve = i == 0 and stage > 2
+                strides = 2 if halve else 1
+                name = f"b{stage}_{i}"
+                residual = block(channels, use_1x1conv=halve, strides=strides, name=name)
+                blocks.append(partial(residual, train=train))
+            x = nn.Sequential(blocks, name=f"b{stage}")(x)
+        head: list[Callable] = [global_avg_pool, dense(self.num_classes, name="last")]
+        return at_least_float32(nn.Sequential(head, name="head")(x))
 
 
-class ResNet18(ResNet):
-    """ResNet with two blocks of 64, 128, 256 and 512 channels (d2l 8.6.3); see `ResNet`."""
-
-    arch: Sequence[tuple[int, int]] = ((2, 64), (2, 128), (2, 256), (2, 512))
+ResNet18 = partial(ResNet, arch=((2, 64), (2, 128), (2, 256), (2, 512)))  # d2l 8.6.3

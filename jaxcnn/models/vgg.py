@@ -1,23 +1,25 @@
 """VGG: blocks of 3 x 3 convolutions, each block halving the image.
 
-Sources: d2l 8.2; Simonyan and Zisserman, Very deep convolutional networks for large-scale
-image recognition, 2014.
+Sources: d2l 8.2; Simonyan and Zisserman, Very deep convolutional networks for large-scale image
+recognition, 2014.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 from flax import linen as nn
 
-from jaxcnn.layers import Conv, Dense, at_least_float32, flatten, max_pool, relu
-from jaxcnn.ops.implementation import fast_in_loops
-from jaxcnn.ops.memory import remat_in_chunks
-
-# One (convolutions, channels) pair for each block.
-VGG11 = ((1, 64), (1, 128), (2, 256), (2, 512), (2, 512))
-VGG_NARROW = ((1, 16), (1, 32), (2, 64), (2, 128), (2, 128))  # d2l trains this one
+from jaxcnn.layers import (
+    Conv,
+    Dense,
+    at_least_float32,
+    flatten,
+    image_by_image,
+    max_pool,
+    relu,
+)
 
 
 class VGGBlock(nn.Module):
@@ -27,8 +29,9 @@ class VGGBlock(nn.Module):
         num_convs: how many convolutions.
         out_channels: O, of each of them.
         dtype: of the computation.
-        in_chunks: whether to go through the batch by chunks, on CPU and where that saves memory,
-            with the gradient computing the block again; nothing within it can then be captured.
+        implementation: 'auto', 'xla' or None, as for `jaxcnn.ops.conv2d`.
+
+    Source: d2l 8.2.1.
 
     >>> block = VGGBlock(num_convs=2, out_channels=16)
     >>> block.init_with_output(jax.random.key(0), jax.numpy.ones((1, 8, 8, 3)))[0].shape
@@ -38,21 +41,24 @@ class VGGBlock(nn.Module):
     num_convs: int
     out_channels: int
     dtype: Any = None
-    in_chunks: bool = False
+    implementation: str | None = None
 
+    @image_by_image
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the block's feature maps."""
-        if self.in_chunks and not self.is_initializing():
-            whole = self.clone(parent=None, name=None, in_chunks=False)
-            _, height, width, _ = x.shape
-            image_bytes = height * width * self.out_channels * x.dtype.itemsize
-            return remat_in_chunks(partial(whole.apply, self.variables), x, image_bytes)
-        layers: list[Callable] = []
-        for i in range(1, self.num_convs + 1):
-            conv = Conv(self.out_channels, 3, padding=1, dtype=self.dtype, name=f"conv{i}")
-            layers += [conv, relu]
-        return nn.Sequential([*layers, partial(max_pool, window=2)])(x)
+        conv = partial(
+            Conv,
+            self.out_channels,
+            kernel_size=3,
+            padding=1,
+            activation=relu,
+            dtype=self.dtype,
+            implementation=self.implementation,
+        )
+        convs = [conv(name=f"conv{i}") for i in range(1, self.num_convs + 1)]
+        pool = partial(max_pool, window=2, implementation=self.implementation)
+        return nn.Sequential([*convs, pool])(x)
 
 
 class VGG(nn.Module):
@@ -62,14 +68,17 @@ class VGG(nn.Module):
     five blocks need at least 32 x 32 pixels.
 
     Attributes:
-        arch: (convolutions, channels) of each block, such as `VGG11`.
+        arch: (convolutions, channels) of each block.
         num_classes: number of logits.
         dropout_rate: share of hidden units dropped in training.
         dtype: of the computation; parameters are float32, logits at least that.
         axis_name: unused (there is no BatchNorm); every model has it.
+        implementation: 'auto', 'xla' or None, as for `jaxcnn.ops.conv2d`.
 
     Raises:
         ValueError: if the images are too small for the number of blocks.
+
+    Source: d2l 8.2.2.
 
     >>> model = VGG(arch=((1, 4), (1, 8)))
     >>> variables = jax.eval_shape(model.init, jax.random.key(0), jax.numpy.zeros((1, 8, 8, 1)))
@@ -82,36 +91,31 @@ class VGG(nn.Module):
     dropout_rate: float = 0.5
     dtype: Any = None
     axis_name: str | None = None
+    implementation: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Return the logits of images x; with `train`, dropout draws from the 'dropout' key."""
-        # The first block's maps are the largest by far, and cheap: an image has few channels.
-        watched = self.is_mutable_collection("intermediates")
-        in_chunks = train and fast_in_loops(self.dtype or x.dtype) and not watched
+        block = partial(VGGBlock, dtype=self.dtype, implementation=self.implementation)
+        dense = partial(Dense, dtype=self.dtype, implementation=self.implementation)
         blocks = [
-            VGGBlock(
-                num_convs,
-                out_channels,
-                dtype=self.dtype,
-                in_chunks=in_chunks and i == 1,
-                name=f"block{i}",
-            )
+            block(num_convs, out_channels, name=f"block{i}")
             for i, (num_convs, out_channels) in enumerate(self.arch, start=1)
         ]
-        dense = partial(Dense, dtype=self.dtype)
         dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
         net = nn.Sequential(
             [
                 *blocks,
                 flatten,
-                dense(4096, name="dense1"),
-                relu,
+                dense(4096, activation=relu, name="dense1"),
                 dropout(),
-                dense(4096, name="dense2"),
-                relu,
+                dense(4096, activation=relu, name="dense2"),
                 dropout(),
                 dense(self.num_classes, name="dense3"),
             ]
         )
         return at_least_float32(net(x))
+
+
+VGG11 = partial(VGG, arch=((1, 64), (1, 128), (2, 256), (2, 512), (2, 512)))
+VGGNarrow = partial(VGG, arch=((1, 16), (1, 32), (2, 64), (2, 128), (2, 128)))  # d2l trains it

@@ -1,251 +1,148 @@
-"""Cross-correlation in the book's layouts, and the batched convolution that the layers use."""
+"""Convolution of a batch of images, channels last, as the layers use it."""
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import ArrayLike
 
-from jaxcnn.ops import primitives
-from jaxcnn.ops.geometry import Geometry, xla_forward, xla_forward_sigmoid
-from jaxcnn.ops.implementation import choose_implementation
+from jaxcnn.ops import cpu, xla
+from jaxcnn.ops.activations import resolve_activation
+from jaxcnn.ops.geometry import Geometry
 from jaxcnn.ops.sizes import IntOrPair, as_pair, conv_output_size
 
 
 def conv2d(
     images: jax.Array,
     kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
     strides: IntOrPair = 1,
-    padding: IntOrPair = 0,
+    padding: IntOrPair | str = 0,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+    activation: xla.Activation | None = None,
     precision: lax.PrecisionLike = None,
     implementation: str | None = None,
 ) -> jax.Array:
     """Convolve a batch of images, the deep-learning way (cross-correlation, no flip).
 
-        y[n, i, j, o] = sum over a, b, c of x[n, s i + a - p, s j + b - p, c] k[a, b, c, o]
+        y[n, i, j, o] = activation(bias[o]
+            + sum over a, b, c of x[n, s i + d a - p, s j + d b - p, c] k[a, b, c, o])
 
     Args:
         images: [N, H, W, I].
-        kernel: [kh, kw, I, O], of the same dtype.
+        kernel: [kh, kw, I / groups, O], of the same dtype.
+        bias: [O], of the same dtype; None for none.
         strides: s, one number or (vertical, horizontal).
         padding: p, zeros added on each side, as in PyTorch: `padding=1` adds a row above and a row
-            below also at stride 2, where XLA's 'SAME' adds one below only.
+            below also at stride 2, where XLA's 'SAME' adds one below only. Also 'valid' (none) and,
+            at stride 1, 'same' (the output is as large as the images; of an odd number of zeros,
+            the last goes below and on the right).
+        dilation: d, pixels from one element of the kernel to the next.
+        groups: into which channels and features are divided: each group of features sees its own
+            group of channels.
+        activation: of each number of the output; None for none. Given here rather than applied
+            afterwards, it may be computed in the same pass over memory.
         precision: of the products on GPU and TPU; see `jax.lax.Precision`.
-        implementation: 'auto' for what is fastest on the platform, 'xla' for XLA's own convolution;
-            None for what `JAXCNN_IMPLEMENTATION` in the environment says, 'auto' unless set.
+        implementation: 'auto' for the fastest on the platform, 'xla' for XLA's own operations; None
+            for what `JAXCNN_IMPLEMENTATION` in the environment says, 'auto' unless set.
 
     Returns:
-        [N, H', W', O] with H' = conv_output_size(H, kh, p, s), in the dtype of the input.
+        [N, H', W', O] with H' = conv_output_size(H, kh, p, s, d), in the dtype of the input.
 
     Raises:
-        ValueError: if a rank or the channels do not match, the kernel does not fit, or the
-            implementation is unknown.
+        ValueError: if a rank, the channels, the groups or the bias do not match, the kernel does
+            not fit, or the padding or implementation is unknown.
+
+    Source: d2l 7.2 to 7.4; semantics of PyTorch's `Conv2d`.
 
     >>> conv2d(jnp.ones((4, 8, 8, 3)), jnp.ones((3, 3, 3, 6)), strides=2, padding=1).shape
     (4, 4, 4, 6)
-    """
-    images, geometry = _place(images, kernel, strides, padding, precision)
-    if _is_fast(implementation, images, kernel):
-        return primitives.conv(images, kernel, geometry)
-    return xla_forward(images, kernel, geometry)
-
-
-def conv2d_sigmoid(
-    images: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array,
-    strides: IntOrPair = 1,
-    padding: IntOrPair = 0,
-    precision: lax.PrecisionLike = None,
-    implementation: str | None = None,
-) -> jax.Array:
-    """Return sigmoid(`conv2d` + bias), which on CPU takes one pass over memory instead of two.
-
-    Args:
-        images: [N, H, W, I].
-        kernel: [kh, kw, I, O], of the same dtype.
-        bias: [O], of the same dtype.
-        strides: as for `conv2d`.
-        padding: as for `conv2d`.
-        precision: as for `conv2d`.
-        implementation: as for `conv2d`.
-
-    Returns:
-        [N, H', W', O], as `conv2d`.
-
-    Raises:
-        ValueError: as `conv2d`, and if the bias is not [O].
-
-    >>> conv2d_sigmoid(jnp.ones((4, 8, 8, 3)), jnp.zeros((3, 3, 3, 6)), jnp.zeros(6))[0, 0, 0, 0]
+    >>> sigmoid = jax.nn.sigmoid
+    >>> conv2d(jnp.ones((4, 8, 8, 3)), jnp.zeros((3, 3, 3, 6)), activation=sigmoid)[0, 0, 0, 0]
     Array(0.5, dtype=float32)
     """
-    images, geometry = _place(images, kernel, strides, padding, precision)
-    if bias.shape != kernel.shape[3:]:
+    _check(images, kernel, bias, groups)
+    strides, dilation = as_pair(strides), as_pair(dilation)
+    images, padding = _resolve_padding(images, kernel, strides, padding, dilation)
+    (_, height, width, _), (kh, kw, _, _) = images.shape, kernel.shape
+    geometry = Geometry((height, width), (kh, kw), strides, padding, dilation, groups, precision)
+    operands = [images, kernel] + ([] if bias is None else [bias])
+    activation = resolve_activation(activation, implementation)
+    if _takes_engine(implementation, geometry, operands):
+        return cpu.conv2d(images, kernel, bias, activation, geometry)
+    return xla.finish(xla.forward(images, kernel, geometry), bias, activation)
+
+
+def _takes_engine(
+    implementation: str | None, geometry: Geometry, operands: list[jax.Array]
+) -> bool:
+    """Return whether the engine for CPUs is wanted and has better than XLA's own convolution."""
+    if cpu.choose_implementation(implementation) == "xla":
+        return False
+    is_dense = geometry.dilation == (1, 1) and geometry.groups == 1
+    return is_dense and all(x.dtype == jnp.float32 for x in operands)
+
+
+def _check(images: jax.Array, kernel: jax.Array, bias: jax.Array | None, groups: int) -> None:
+    """Raise a ValueError that names the shapes unless the operands fit each other."""
+    if images.ndim != 4 or kernel.ndim != 4 or groups < 1:
+        matches = False
+    else:
+        matches = images.shape[3] == groups * kernel.shape[2] and kernel.shape[3] % groups == 0
+    if not matches:
         raise ValueError(
-            f"conv2d_sigmoid takes a bias [O] for a kernel [kh, kw, I, O], got bias {bias.shape} "
+            "conv2d takes images [N, H, W, I] and a kernel [kh, kw, I / groups, O] with I and O "
+            f"multiples of groups, got images {images.shape}, kernel {kernel.shape} and "
+            f"groups {groups}"
+        )
+    if bias is not None and bias.shape != kernel.shape[3:]:
+        raise ValueError(
+            f"conv2d takes a bias [O] for a kernel [kh, kw, I / groups, O], got bias {bias.shape} "
             f"and kernel {kernel.shape}"
         )
-    if _is_fast(implementation, images, kernel, bias):
-        return primitives.conv_sigmoid(images, kernel, bias, geometry)
-    return xla_forward_sigmoid(images, kernel, bias, geometry)
 
 
-def _place(
+def _resolve_padding(
     images: jax.Array,
     kernel: jax.Array,
-    strides: IntOrPair,
-    padding: IntOrPair,
-    precision: lax.PrecisionLike,
-) -> tuple[jax.Array, Geometry]:
-    """Return the images and where the kernel goes on them, once all is found to fit."""
-    if images.ndim != 4 or kernel.ndim != 4 or images.shape[3] != kernel.shape[2]:
-        raise ValueError(
-            "conv2d takes images [N, H, W, I] and a kernel [kh, kw, I, O] with the same number of "
-            f"input channels I, got images {images.shape} and kernel {kernel.shape}"
-        )
-    strides, padding = as_pair(strides), as_pair(padding)
+    strides: tuple[int, int],
+    padding: IntOrPair | str,
+    dilation: tuple[int, int],
+) -> tuple[jax.Array, tuple[int, int]]:
+    """Return the images, padded already where that must be, and the padding that is left."""
+    if isinstance(padding, str):
+        images, padding = _named_padding(images, kernel, strides, padding, dilation)
+    padding = as_pair(padding)
     for axis in (0, 1):  # refuse here what XLA would turn into an empty output
-        conv_output_size(images.shape[axis + 1], kernel.shape[axis], padding[axis], strides[axis])
+        conv_output_size(
+            images.shape[axis + 1], kernel.shape[axis], padding[axis], strides[axis], dilation[axis]
+        )
     if any(k == 2 and s > 1 and p for k, s, p in zip(kernel.shape, strides, padding, strict=False)):
         # On CPU, XLA's simplifier (jaxlib 0.10.2) aborts the process on the gradient of some such
         # convolutions, of 6 x 3 pixels with a 2 x 2 kernel, stride 2 and padding (1, 0) for one.
         # Padding the images apart keeps it from the rewrite that fails.
-        images = jnp.pad(images, ((0, 0), *((p, p) for p in padding), (0, 0)))
-        padding = (0, 0)
-    (_, height, width, _), (kh, kw, _, _) = images.shape, kernel.shape
-    return images, Geometry((height, width), (kh, kw), strides, padding, precision)
+        return _pad(images, *((p, p) for p in padding)), (0, 0)
+    return images, padding
 
 
-def _is_fast(implementation: str | None, *operands: jax.Array) -> bool:
-    """Return whether the fast algorithms are wanted, and know the operands' dtype."""
-    wanted = choose_implementation(implementation) != "xla"
-    return wanted and all(x.dtype == jnp.float32 for x in operands)
-
-
-def corr2d(x: ArrayLike, k: ArrayLike) -> jax.Array:
-    """Cross-correlate one image with one kernel.
-
-        y[i, j] = sum over a, b of x[i + a, j + b] k[a, b]
-
-    Args:
-        x: [H, W].
-        k: [kh, kw].
-
-    Returns:
-        [H - kh + 1, W - kw + 1].
-
-    Raises:
-        ValueError: if a rank is not 2 or the kernel is larger than the image.
-
-    Source: d2l 7.2.1.
-
-    >>> corr2d(jnp.arange(9.0).reshape(3, 3), jnp.arange(4.0).reshape(2, 2))
-    Array([[19., 25.],
-           [37., 43.]], dtype=float32)
-    """
-    x, k = jnp.asarray(x), jnp.asarray(k)
-    _check("corr2d", x, "[H, W]", k, "[kh, kw]")
-    return corr2d_multi_in_out(x[None], k[None, None])[0]
-
-
-def corr2d_multi_in(x: ArrayLike, k: ArrayLike) -> jax.Array:
-    """Cross-correlate each input channel with its kernel and add the results.
-
-    Args:
-        x: [C, H, W].
-        k: [C, kh, kw].
-
-    Returns:
-        [H - kh + 1, W - kw + 1].
-
-    Raises:
-        ValueError: if a rank is not 3, the channels differ or the kernel is larger than the image.
-
-    Source: d2l 7.4.1.
-
-    >>> x = jnp.arange(9.0).reshape(1, 3, 3)
-    >>> k = jnp.arange(4.0).reshape(1, 2, 2)
-    >>> corr2d_multi_in(jnp.concatenate([x, x + 1]), jnp.concatenate([k, k + 1]))
-    Array([[ 56.,  72.],
-           [104., 120.]], dtype=float32)
-    """
-    x, k = jnp.asarray(x), jnp.asarray(k)
-    _check("corr2d_multi_in", x, "[C, H, W]", k, "[C, kh, kw]", channels=(0, 0))
-    return corr2d_multi_in_out(x, k[None])[0]
-
-
-def corr2d_multi_in_out(x: ArrayLike, k: ArrayLike) -> jax.Array:
-    """Cross-correlate an image of several channels with one kernel per output channel.
-
-    Args:
-        x: [I, H, W].
-        k: [O, I, kh, kw].
-
-    Returns:
-        [O, H - kh + 1, W - kw + 1], in the dtype that x and k promote to. Products are taken at
-        the highest precision of the platform, so that the book's numbers hold on TPU as well.
-
-    Raises:
-        ValueError: if a rank or the channels do not match, or the kernel is larger than the image.
-
-    Source: d2l 7.4.2.
-
-    >>> corr2d_multi_in_out(jnp.ones((2, 3, 3)), jnp.ones((3, 2, 2, 2))).shape
-    (3, 2, 2)
-    """
-    x, k = jnp.asarray(x), jnp.asarray(k)
-    _check("corr2d_multi_in_out", x, "[I, H, W]", k, "[O, I, kh, kw]", channels=(0, 1))
-    dtype = jnp.promote_types(x.dtype, k.dtype)
-    image = x.astype(dtype).transpose(1, 2, 0)[None]  # CHW -> NHWC
-    kernel = k.astype(dtype).transpose(2, 3, 1, 0)  # OIHW -> HWIO
-    return conv2d(image, kernel, precision=lax.Precision.HIGHEST)[0].transpose(2, 0, 1)
-
-
-def corr2d_multi_in_out_1x1(x: ArrayLike, k: ArrayLike) -> jax.Array:
-    """Cross-correlate with 1 x 1 kernels: one matrix product over the channels of each pixel.
-
-    Args:
-        x: [I, H, W].
-        k: [O, I, 1, 1].
-
-    Returns:
-        [O, H, W], equal to `corr2d_multi_in_out(x, k)` up to rounding.
-
-    Raises:
-        ValueError: if a rank or the channels do not match, or the kernel is not 1 x 1.
-
-    Source: d2l 7.4.3.
-
-    >>> corr2d_multi_in_out_1x1(jnp.ones((3, 3, 3)), jnp.ones((2, 3, 1, 1))).shape
-    (2, 3, 3)
-    """
-    x, k = jnp.asarray(x), jnp.asarray(k)
-    _check("corr2d_multi_in_out_1x1", x, "[I, H, W]", k, "[O, I, 1, 1]", channels=(0, 1))
-    if k.shape[2:] != (1, 1):
-        raise ValueError(f"corr2d_multi_in_out_1x1 takes a kernel [O, I, 1, 1], got {k.shape}")
-    dtype = jnp.promote_types(x.dtype, k.dtype)
-    channels, height, width = x.shape
-    pixels = x.astype(dtype).reshape(channels, height * width)
-    matrix = k.astype(dtype).reshape(k.shape[:2])
-    product = jnp.matmul(matrix, pixels, precision=lax.Precision.HIGHEST)
-    return product.reshape(-1, height, width)
-
-
-def _check(
+def _named_padding(
+    images: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, int],
     name: str,
-    x: jax.Array,
-    x_layout: str,
-    k: jax.Array,
-    k_layout: str,
-    channels: tuple[int, int] | None = None,
-) -> None:
-    """Raise a ValueError that names both shapes unless they fit the layouts and each other."""
-    rank_ok = x.ndim == x_layout.count(",") + 1 and k.ndim == k_layout.count(",") + 1
-    if not rank_ok or (channels and x.shape[channels[0]] != k.shape[channels[1]]):
-        raise ValueError(
-            f"{name} takes x {x_layout} and k {k_layout} with matching channels, got x {x.shape} "
-            f"and k {k.shape}"
-        )
-    if k.shape[-2] > x.shape[-2] or k.shape[-1] > x.shape[-1]:
-        raise ValueError(
-            f"{name}: the kernel is larger than the image, got x {x.shape} and k {k.shape}"
-        )
+    dilation: tuple[int, int],
+) -> tuple[jax.Array, tuple[int, int]]:
+    if name not in ("same", "valid"):
+        raise ValueError(f"padding must be numbers, 'same' or 'valid', got {name!r}")
+    if name == "valid":
+        return images, (0, 0)
+    if strides != (1, 1):
+        raise ValueError(f"padding='same' takes stride 1, got strides {strides}; give numbers")
+    rows, columns = (d * (k - 1) for d, k in zip(dilation, kernel.shape, strict=False))
+    if rows % 2 or columns % 2:
+        images = _pad(images, (0, rows % 2), (0, columns % 2))
+    return images, (rows // 2, columns // 2)
+
+
+def _pad(images: jax.Array, rows: tuple[int, int], columns: tuple[int, int]) -> jax.Array:
+    return jnp.pad(images, ((0, 0), rows, columns, (0, 0)))

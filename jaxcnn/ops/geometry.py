@@ -1,76 +1,92 @@
-"""What a convolution's operands leave open, and its three passes as XLA has them."""
+"""The parameters of convolution and pooling that operand shapes do not determine."""
 
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 from jax import lax
 
-from jaxcnn.ops.sizes import conv_output_size
+from jaxcnn.ops.sizes import conv_output_size, pool_output_size
+
+Pair = tuple[int, int]
 
 
 class Geometry(NamedTuple):
-    """What the shapes of two operands leave open; pairs are (vertical, horizontal).
+    """How a kernel moves over images; pairs are (vertical, horizontal).
 
     Attributes:
         image: (H, W) of the images, without padding.
         window: (kh, kw) of the kernel.
-        strides: pixels from one place of the window to the next.
-        padding: zeros on each side of the image.
+        strides: pixels from one position of the kernel to the next.
+        padding: zeros added on each side of the image.
+        dilation: pixels from one element of the kernel to the next.
+        groups: of channels; the features are divided among them.
         precision: of the products on GPU and TPU.
     """
 
-    image: tuple[int, int]
-    window: tuple[int, int]
-    strides: tuple[int, int]
-    padding: tuple[int, int]
+    image: Pair
+    window: Pair
+    strides: Pair
+    padding: Pair
+    dilation: Pair = (1, 1)
+    groups: int = 1
     precision: lax.PrecisionLike = None
 
     @property
-    def output(self) -> tuple[int, int]:
+    def output(self) -> Pair:
         """(H', W') of the convolution."""
-        sizes = zip(self.image, self.window, self.padding, self.strides, strict=True)
+        sizes = zip(self.image, self.window, self.padding, self.strides, self.dilation, strict=True)
         height, width = (conv_output_size(*size) for size in sizes)
         return height, width
 
 
-def xla_forward(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    """Return the convolution [N, H', W', O] as XLA has it.
+class Windows(NamedTuple):
+    """How a pooling window moves over images; pairs are (vertical, horizontal).
 
-    Args:
-        images: [N, H, W, I].
-        kernel: [kh, kw, I, O], of the same dtype.
-        geometry: of the convolution.
+    Attributes:
+        image: (H, W) of the images, without padding.
+        size: (height, width) of the window.
+        strides: pixels from one window to the next.
+        padding: pixels added on each side of the image.
+        dilation: pixels from one element of a window to the next.
+        ceil_mode: whether a last window may reach beyond the padding.
     """
-    return lax.conv_general_dilated(
-        images,
-        kernel,
-        window_strides=geometry.strides,
-        padding=[(p, p) for p in geometry.padding],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=geometry.precision,
-    )
 
+    image: Pair
+    size: Pair
+    strides: Pair
+    padding: Pair
+    dilation: Pair = (1, 1)
+    ceil_mode: bool = False
 
-def xla_forward_sigmoid(
-    images: jax.Array, kernel: jax.Array, bias: jax.Array, geometry: Geometry
-) -> jax.Array:
-    """Return sigmoid(`xla_forward` + bias [O])."""
-    return then_sigmoid(xla_forward(images, kernel, geometry), bias)
+    @property
+    def output(self) -> Pair:
+        """(H', W') of the pooling."""
+        sizes = zip(self.image, self.size, self.padding, self.strides, self.dilation, strict=True)
+        height, width = (pool_output_size(*size, ceil_mode=self.ceil_mode) for size in sizes)
+        return height, width
 
+    @property
+    def pads(self) -> tuple[Pair, Pair]:
+        """((above, below), (left, right)): the pixels that are added for all windows to fit."""
+        rows, columns = (
+            (padding, padding + max(0, (count - 1) * stride + reach - (length + 2 * padding)))
+            for length, padding, stride, count, reach in zip(
+                self.image, self.padding, self.strides, self.output, self.reach, strict=True
+            )
+        )
+        return rows, columns
 
-def then_sigmoid(y: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """Return sigmoid(y + bias) of y [..., O] and bias [O], or y itself where there is no bias."""
-    return y if bias is None else jax.nn.sigmoid(y + jnp.broadcast_to(bias, y.shape))
+    @property
+    def reach(self) -> Pair:
+        """(height, width) of the area that a window spans, gaps included."""
+        height, width = (d * (k - 1) + 1 for d, k in zip(self.dilation, self.size, strict=True))
+        return height, width
 
-
-def xla_images_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    """Return the gradient by the images [N, H, W, I] of <forward, g>, as XLA has it."""
-    images = jax.ShapeDtypeStruct((g.shape[0], *geometry.image, kernel.shape[2]), g.dtype)
-    return jax.linear_transpose(lambda x: xla_forward(x, kernel, geometry), images)(g)[0]
-
-
-def xla_kernel_gradient(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
-    """Return the gradient by the kernel [kh, kw, I, O] of <forward, g>, as XLA has it."""
-    kernel = jax.ShapeDtypeStruct((*geometry.window, images.shape[3], g.shape[3]), g.dtype)
-    return jax.linear_transpose(lambda k: xla_forward(images, k, geometry), kernel)(g)[0]
+    @property
+    def tile_the_image(self) -> bool:
+        """Whether the windows lie side by side, without gaps, padding or overlap."""
+        return (
+            self.size == self.strides
+            and self.padding == (0, 0)
+            and self.dilation == (1, 1)
+            and self.pads == ((0, 0), (0, 0))
+        )

@@ -1,4 +1,4 @@
-"""The three passes of a convolution in float32, as operations that JAX can take apart.
+"""The three passes of a convolution in float32, as primitives with JAX's rules.
 
 With y = conv(x, k) and any g of y's shape, <y, g> is linear in x, in k and in g. The three passes
 are its derivatives by each, so they are bilinear, and each is the derivative of the others:
@@ -9,7 +9,7 @@ are its derivatives by each, so they are bilinear, and each is the derivative of
 
 As primitives with these rules they support what XLA's convolution does: `grad` of any order, `jvp`
 and Hessian-vector products, `vmap`, `pmap`, `scan`, remat. What they compile to is chosen when the
-program is compiled, by its platform: `jaxcnn.ops.cpu` on CPU, XLA's own convolution elsewhere.
+program is compiled, by its platform: `select` on CPU, XLA's own convolution elsewhere.
 
 A fourth, forward_sigmoid(x, k, b) = sigmoid(forward(x, k) + b), is for CPU, where it takes one pass
 over memory. Its derivative is read off its result, and made of the three.
@@ -23,14 +23,30 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxcnn.ops import cpu
-from jaxcnn.ops.geometry import (
-    Geometry,
-    xla_forward,
-    xla_forward_sigmoid,
-    xla_images_gradient,
-    xla_kernel_gradient,
-)
+from jaxcnn.ops import xla
+from jaxcnn.ops.cpu import select
+from jaxcnn.ops.geometry import Geometry
+
+
+def conv2d(
+    images: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    activation: xla.Activation | None,
+    geometry: Geometry,
+) -> jax.Array:
+    """Return activation(convolution + bias), fused where that gains: a bias and a sigmoid do.
+
+    Args:
+        images: float32 [N, H, W, I].
+        kernel: float32 [kh, kw, I, O].
+        bias: float32 [O], or None.
+        activation: of each number, or None.
+        geometry: without dilation and groups.
+    """
+    if activation is jax.nn.sigmoid and bias is not None:
+        return conv_sigmoid(images, kernel, bias, geometry)
+    return xla.finish(conv(images, kernel, geometry), bias, activation)
 
 
 def conv(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
@@ -45,15 +61,15 @@ def conv_sigmoid(
     return forward_sigmoid_p.bind(*_alike(images, kernel, bias), geometry=geometry)
 
 
-def _primitive(xla: Callable, on_cpu: Callable, batched_first: bool = True) -> Primitive:
-    """Return a primitive that is `xla` everywhere but `on_cpu` on CPU.
+def _primitive(everywhere: Callable, on_cpu: Callable, batched_first: bool = True) -> Primitive:
+    """Return a primitive that is `on_cpu` on CPU and `everywhere` elsewhere.
 
     Args:
-        xla: (*operands, geometry) to the result.
+        everywhere: (*operands, geometry) to the result.
         on_cpu: the same, faster.
         batched_first: whether the first axis of the first operand is that of the result.
     """
-    primitive = Primitive(f"conv{xla.__name__.removeprefix('xla')}")
+    primitive = Primitive(f"conv_{everywhere.__name__}")
 
     @partial(jax.jit, static_argnames="geometry")
     def outside_jit(*operands, geometry):
@@ -61,14 +77,14 @@ def _primitive(xla: Callable, on_cpu: Callable, batched_first: bool = True) -> P
 
     def shape(*operands, geometry):
         plain = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands)
-        result = jax.eval_shape(partial(xla, geometry=geometry), *plain)
+        result = jax.eval_shape(partial(everywhere, geometry=geometry), *plain)
         return operands[0].update(shape=result.shape)  # and varies over the axes that they do
 
     def vmap(operands, axes, *, geometry):
         """Fold the mapped axis into the images' where it can be; map XLA's convolution if not."""
         first, *rest = operands
         if not batched_first or any(axis is not None for axis in axes[1:]):
-            return jax.vmap(partial(xla, geometry=geometry), axes)(*operands), 0
+            return jax.vmap(partial(everywhere, geometry=geometry), axes)(*operands), 0
         x = jax.numpy.moveaxis(first, axes[0], 0)
         folded = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
         y = primitive.bind(folded, *rest, geometry=geometry)
@@ -77,7 +93,7 @@ def _primitive(xla: Callable, on_cpu: Callable, batched_first: bool = True) -> P
     primitive.def_impl(outside_jit)
     primitive.def_abstract_eval(shape)
     batching.primitive_batchers[primitive] = vmap
-    mlir.register_lowering(primitive, _lowering(xla))
+    mlir.register_lowering(primitive, _lowering(everywhere))
     mlir.register_lowering(primitive, _lowering(on_cpu), platform="cpu")
     return primitive
 
@@ -95,7 +111,7 @@ def _lowering(function: Callable) -> Callable:
 
 
 def _alike(*operands: jax.Array) -> list[jax.Array]:
-    """Let all vary over the same axes of a `shard_map`, as its check asks of every operation."""
+    """Let all vary over the same axes of a `shard_map`, as its check demands of every operation."""
     axes = frozenset().union(*map(_varying, operands))
     missing = (tuple(axes - _varying(x)) for x in operands)
     return [
@@ -112,10 +128,11 @@ def _varying(x: jax.Array) -> frozenset[str]:
     return aval.manual_axis_type.varying
 
 
-forward_p = _primitive(xla_forward, cpu.forward)
-images_gradient_p = _primitive(xla_images_gradient, cpu.images_gradient)
-kernel_gradient_p = _primitive(xla_kernel_gradient, cpu.kernel_gradient, batched_first=False)
-forward_sigmoid_p = _primitive(xla_forward_sigmoid, cpu.forward_sigmoid)
+forward_p = _primitive(xla.forward, select.forward)
+images_gradient_p = _primitive(xla.images_gradient, select.images_gradient)
+kernel_gradient_p = _primitive(xla.kernel_gradient, select.kernel_gradient, batched_first=False)
+forward_sigmoid_p = _primitive(xla.forward_sigmoid, select.forward_sigmoid)
+ALL = (forward_p, images_gradient_p, kernel_gradient_p, forward_sigmoid_p)
 
 # The rules of transposition: from the cotangent of the result, that of each operand.
 ad.defbilinear(

@@ -19,6 +19,7 @@ least loss of precision: relative errors are 1e-6 where those of the plain sum a
 
 import functools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -26,9 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxcnn.ops import onednn
+from jaxcnn.ops.cpu import limits, onednn
+from jaxcnn.ops.cpu.chunks import map_over_chunks, sum_over_chunks
+from jaxcnn.ops.cpu.products import product, then_sigmoid, transposed_product
 from jaxcnn.ops.geometry import Geometry
-from jaxcnn.ops.products import product, transposed_product
 
 WINDOW = 3  # pixels of the kernel, each way
 
@@ -82,13 +84,100 @@ def _cuts(size: Sequence[int]) -> tuple[Cut, Cut]:
     return cut(size[0]), cut(size[1])
 
 
+def by_tiles(
+    images: jax.Array,
+    kernel: jax.Array,
+    padding: tuple[tuple[int, int], tuple[int, int]],
+    transpose_kernel: bool = False,
+    sigmoid_bias: jax.Array | None = None,
+) -> jax.Array:
+    """Convolve at stride 1 by tiles in two dimensions.
+
+    Args:
+        images: [N, H, W, I].
+        kernel: [3, 3, I, O], or [3, 3, O, I] if `transpose_kernel`.
+        padding: zeros ((above, below), (left, right)), none below zero.
+        transpose_kernel: whether to exchange the kernel's last two axes.
+        sigmoid_bias: [O]; if given, return sigmoid(the convolution + it).
+
+    Returns:
+        [N, H', W', O].
+    """
+    size = _output_size(images, padding)
+    points, tiles = counts(size)
+    values = kernel_values(kernel, size)
+    conv = partial(
+        conv_of_tiles,
+        values=values,
+        padding=(padding[0][0], padding[1][0]),
+        size=size,
+        transpose_kernel=transpose_kernel,
+    )
+    return _map(conv, images, 4 * points * tiles * sum(kernel.shape[2:]), values, sigmoid_bias)
+
+
+def by_rows(
+    images: jax.Array,
+    kernel: jax.Array,
+    padding: tuple[tuple[int, int], tuple[int, int]],
+    transpose_kernel: bool = False,
+    sigmoid_bias: jax.Array | None = None,
+) -> jax.Array:
+    """Convolve at stride 1 by tiles of rows; arguments and result as for `by_tiles`."""
+    height, _ = size = _output_size(images, padding)
+    kernel = kernel.swapaxes(2, 3) if transpose_kernel else kernel
+    values = kernel_values_of_rows(kernel, height)
+    conv = partial(conv_of_rows, values=values, padding=padding, height=height)
+    return _map(conv, images, row_bytes(size, *kernel.shape[2:]), values, sigmoid_bias)
+
+
+def _map(
+    conv: Callable[[jax.Array], jax.Array],
+    images: jax.Array,
+    image_bytes: int,
+    values: jax.Array,
+    sigmoid_bias: jax.Array | None,
+) -> jax.Array:
+    # The kernel's values are read for each chunk, so a chunk is at least as large.
+    chunk_bytes = max(limits.CURRENT.large_chunk_bytes, 4 * values.size)
+    return then_sigmoid(map_over_chunks(conv, images, image_bytes, chunk_bytes), sigmoid_bias)
+
+
+def row_bytes(size: Sequence[int], channels: int, features: int) -> int:
+    """Return the bytes that `by_rows` lays out for an image with outputs of `size` pixels."""
+    return 4 * cut(size[0]).size * size[1] * (channels + features)
+
+
+def _output_size(
+    images: jax.Array, padding: tuple[tuple[int, int], tuple[int, int]]
+) -> tuple[int, int]:
+    height, width = (
+        length + sum(pads) - WINDOW + 1
+        for length, pads in zip(images.shape[1:3], padding, strict=True)
+    )
+    return height, width
+
+
+def kernel_gradient(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return the kernel gradient [3, 3, I, O] at stride 1, by tiles in two dimensions."""
+    channels, features = images.shape[3], g.shape[3]
+    points, tiles = counts(g.shape[1:3])
+    image_bytes = 4 * points * tiles * (channels + features)
+    # The sum over chunks is read and written for each, so a chunk is at least as large.
+    chunk_bytes = max(limits.CURRENT.large_chunk_bytes, 4 * points * channels * features)
+    total = sum_over_chunks(products, images, g, geometry, image_bytes, chunk_bytes)
+    add = _both(_cuts(g.shape[1:3]), lambda m: _evaluate(m, WINDOW).T, total.dtype)
+    gradient = add @ total.reshape(len(total), -1)
+    return gradient.reshape(WINDOW, WINDOW, *total.shape[1:])
+
+
 def kernel_values(kernel: jax.Array, size: Sequence[int]) -> jax.Array:
     """Return the transform [points, I, O] of a kernel [3, 3, I, O] for outputs of `size` pixels."""
     values = _both(_cuts(size), lambda m: _evaluate(m, WINDOW), kernel.dtype)
     return (values @ kernel.reshape(WINDOW**2, -1)).reshape(-1, *kernel.shape[2:])
 
 
-def conv(
+def conv_of_tiles(
     images: jax.Array,
     values: jax.Array,
     padding: tuple[int, int],
@@ -130,7 +219,7 @@ def conv_of_rows(
     padding: tuple[tuple[int, int], tuple[int, int]],
     height: int,
 ) -> jax.Array:
-    """Convolve at stride 1 by tiles of some rows, only where `onednn.available()`.
+    """Convolve at stride 1 by tiles of some rows, only where oneDNN is in use.
 
     Args:
         images: [N, H, W, I].
@@ -172,14 +261,6 @@ def products(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
     weights = _tiles(images, geometry.padding, cuts, [c.points for c in cuts], _weights)
     values = _tiles(g, (0, 0), cuts, [c.m for c in cuts], lambda m: _evaluate(m, m))
     return transposed_product(weights, values)
-
-
-def kernel_gradient(products: jax.Array, g: jax.Array) -> jax.Array:
-    """Return the gradient [3, 3, I, O] by the kernel, from the sum of all `products`."""
-    cuts = _cuts(g.shape[1:3])
-    add = _both(cuts, lambda m: _evaluate(m, WINDOW).T, products.dtype)
-    total = add @ products.reshape(len(products), -1)
-    return total.reshape(WINDOW, WINDOW, *products.shape[1:])
 
 
 def _tiles(

@@ -1,14 +1,14 @@
-"""Matrix products on CPU: oneDNN's where it is there, or else XLA's own.
+"""Matrix products on CPU: oneDNN's where it is in use, else XLA's own.
 
-Both multiply the last two axes, and broadcast nothing. For many small products of one size oneDNN
-takes a third to a half of the time that XLA's `dot_general` does.
+Both multiply the last two axes and broadcast nothing. For many small products of one size oneDNN
+takes a third to a half of the time of XLA's `dot_general`.
 """
 
 import jax
 from jax import lax
 
-from jaxcnn.ops import onednn
-from jaxcnn.ops.geometry import then_sigmoid
+from jaxcnn.ops import xla
+from jaxcnn.ops.cpu import onednn, probe
 
 
 def product(
@@ -22,13 +22,18 @@ def product(
     With `transpose_b`, b is [..., N, K]. With `sigmoid_bias` [N], for a and b of two axes, return
     sigmoid(a b + sigmoid_bias) instead.
     """
-    if onednn.available():
+    if probe.available():
         return onednn.matmul(a, b, transpose_b=transpose_b, sigmoid_bias=sigmoid_bias)
     return then_sigmoid(lax.batch_matmul(a, b.mT if transpose_b else b), sigmoid_bias)
 
 
 def transposed_product(a: jax.Array, b: jax.Array) -> jax.Array:
     """Return a^T b, [..., M, N], of a [..., K, M] and b [..., K, N], both in float32."""
-    if onednn.available():
+    if probe.available():
         return onednn.matmul(a, b, transpose_a=True)
     return lax.batch_matmul(a.mT, b)
+
+
+def then_sigmoid(y: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """Return sigmoid(y + bias) of y [..., O] and bias [O], or y itself if there is no bias."""
+    return y if bias is None else xla.finish(y, bias, jax.nn.sigmoid)

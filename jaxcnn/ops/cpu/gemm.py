@@ -1,0 +1,94 @@
+"""The kernel gradient as matrix products of g and shifted images.
+
+dk[a, b] = sum over n, i, j of x[n, s i + a - p, t j + b - q] g[n, i, j]^T
+
+XLA's own is a convolution whose kernel is as large as the image: on two Zen 5 cores it runs at a
+fifth to a half of the rate of the same work as matrix products.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxcnn.ops.cpu import limits
+from jaxcnn.ops.cpu.chunks import sum_over_chunks
+from jaxcnn.ops.cpu.products import product, transposed_product
+from jaxcnn.ops.geometry import Geometry
+
+
+def by_pixel(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return the kernel gradient for images of one channel, by one product for each image.
+
+    One value for each pixel of the window, side by side, would leave most of a vector register
+    empty, so the pixels run along it: [kh kw, pixels] times [pixels, O].
+    """
+    (kh, kw), (_, height, width, features) = geometry.window, g.shape
+    image_bytes = 4 * kh * kw * height * width
+    chunk_bytes = limits.CURRENT.chunk_bytes
+    total = sum_over_chunks(_products_by_pixel, images, g, geometry, image_bytes, chunk_bytes)
+    return total.reshape(kh, kw, 1, features)
+
+
+def _products_by_pixel(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
+    (kh, kw), (s, t), (p, q) = geometry.window, geometry.strides, geometry.padding
+    batch, height, width, features = g.shape
+    x = jnp.pad(images[..., 0], ((0, 0), (p, p), (q, q)))
+    rows, columns = s * (height - 1) + 1, t * (width - 1) + 1
+    shifted = [x[:, a : a + rows : s, b : b + columns : t] for a in range(kh) for b in range(kw)]
+    by_pixel = jnp.stack(shifted, axis=1).reshape(batch, kh * kw, height * width)
+    return product(by_pixel, g.reshape(batch, height * width, features)).sum(axis=0)
+
+
+def shifted(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return the kernel gradient at vertical stride 1, by one product of shifted images and g.
+
+    dk[a, b] = sum over n, h, j of x[n, h, t j + b - q] g[n, h + p - a, j]^T
+
+    The kw columns of images that meet a column of g are laid side by side, and so are the kh rows
+    of g that meet a row of images: [kw I, pixels] times [pixels, kh O].
+    """
+    (kh, kw), channels = geometry.window, images.shape[3]
+    (_, _, width, features) = g.shape
+    image_bytes = 4 * geometry.image[0] * width * (kw * channels + kh * features)
+    chunk_bytes = limits.CURRENT.chunk_bytes
+    total = sum_over_chunks(_product_of_shifted, images, g, geometry, image_bytes, chunk_bytes)
+    return total.reshape(kw, channels, kh, features).transpose(2, 0, 1, 3)
+
+
+def _product_of_shifted(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
+    (kh, kw), (_, t), (p, q) = geometry.window, geometry.strides, geometry.padding
+    (_, rows, _, channels), (_, height, width, features) = images.shape, g.shape
+    x = jnp.pad(images, ((0, 0), (0, 0), (q, q), (0, 0)))
+    x = jnp.concatenate([x[:, :, b : b + t * (width - 1) + 1 : t] for b in range(kw)], axis=3)
+    shifts = (a - p for a in range(kh))
+    zero = jnp.zeros((), g.dtype)
+    moved = [
+        lax.pad(g, zero, ((0, 0, 0), (shift, rows - height - shift, 0), (0, 0, 0), (0, 0, 0)))
+        for shift in shifts
+    ]
+    by_pixel = jnp.concatenate(moved, axis=3).reshape(-1, kh * features)
+    return transposed_product(x.reshape(-1, kw * channels), by_pixel)
+
+
+def by_row(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return the kernel gradient, by one product for each row of the kernel.
+
+    The kw pixels that it meets are laid side by side first: [kw I, pixels] times [pixels, O].
+    """
+    (kh, kw), channels = geometry.window, images.shape[3]
+    (_, _, width, features) = g.shape
+    padded_height = geometry.image[0] + 2 * geometry.padding[0]
+    image_bytes = 4 * kw * channels * padded_height * width
+    chunk_bytes = limits.CURRENT.chunk_bytes
+    total = sum_over_chunks(_products_by_row, images, g, geometry, image_bytes, chunk_bytes)
+    return total.reshape(kh, kw, channels, features)
+
+
+def _products_by_row(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
+    (kh, kw), (s, t), (p, q) = geometry.window, geometry.strides, geometry.padding
+    _, height, width, features = g.shape
+    x = jnp.pad(images, ((0, 0), (p, p), (q, q), (0, 0)))
+    x = jnp.concatenate([x[:, :, b : b + t * (width - 1) + 1 : t] for b in range(kw)], axis=3)
+    rows = [x[:, a : a + s * (height - 1) + 1 : s].reshape(-1, x.shape[3]) for a in range(kh)]
+    by_pixel = g.reshape(-1, features)
+    return jnp.stack([transposed_product(row, by_pixel) for row in rows])

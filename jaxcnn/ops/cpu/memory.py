@@ -1,0 +1,144 @@
+"""What a program on CPU keeps in memory and what it computes again, where XLA chooses badly.
+
+On GPU and TPU none of this does anything.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxcnn.ops.cpu import limits, primitives, probe
+
+
+@jax.custom_jvp
+def materialize(x: jax.Array) -> jax.Array:
+    """Return x, a floating-point array, computed once even if several operations read it.
+
+    XLA fuses cheap elementwise work into every consumer, and so keeps its inputs alive until the
+    backward pass, often beside the result. A `where` of two operands is not duplicated, so x is
+    materialized. This one has a known answer: only NaN differs from itself, and it stays NaN.
+
+    >>> materialize(jnp.array([1.0, -2.0])).tolist()
+    [1.0, -2.0]
+    """
+    return lax.platform_dependent(x, cpu=lambda x: jnp.where(x == x, x, -x), default=lambda x: x)
+
+
+@materialize.defjvp
+def _materialize_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    return materialize(*primals), tangents[0]
+
+
+@jax.custom_jvp
+def relu(x: jax.Array) -> jax.Array:
+    """Return max(x, 0), with its derivative read off the result.
+
+    The next layer keeps the result in any case, so x need not stay in memory until the backward
+    pass.
+    """
+    return materialize(jnp.maximum(x, 0))
+
+
+@relu.defjvp
+def _relu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    y = relu(*primals)
+    return y, jnp.where(y > 0, tangents[0], 0)
+
+
+def remat_in_chunks(function: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:
+    """Return function(images), computed in small chunks of the batch where that pays.
+
+    What the function computes on the way stays in the processor's caches and takes little memory:
+    the backward pass computes it again, chunk by chunk. That is faster where it is large and cheap:
+    for images of few channels, with maps so large that a few images fill the caches. The result is
+    equal up to rounding, since what comes of the chunks is added up.
+
+    Args:
+        function: from [N, ...] to [N, ...], of each image by itself.
+        images: [N, H, W, C].
+
+    >>> remat_in_chunks(lambda x: jnp.repeat(x, 16, axis=3), jnp.zeros((4, 512, 512, 1))).shape
+    (4, 512, 512, 16)
+    """
+    size = _chunk_size(function, images)
+    if size >= len(images):
+        return function(images)
+
+    def on_cpu(images: jax.Array) -> jax.Array:
+        chunks = images.reshape(len(images) // size, size, *images.shape[1:])
+        y = lax.map(jax.checkpoint(function), chunks)
+        return y.reshape(len(images), *y.shape[2:])
+
+    return lax.platform_dependent(images, cpu=on_cpu, default=function)
+
+
+def _chunk_size(function: Callable[[jax.Array], jax.Array], images: jax.Array) -> int:
+    """Return the images of a chunk; they divide the batch, and may be all of it."""
+    batch, limit = len(images), limits.CURRENT
+    if batch < 2 or images.shape[-1] > limit.remat_channels:
+        return batch
+    one = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
+    program = jax.make_jaxpr(function)(one).jaxpr
+    if not _suits_loops(program):
+        return batch
+    bytes_each = max(
+        (math.prod(x.aval.shape) * x.aval.dtype.itemsize for x in _results(program)), default=0
+    )
+    sizes = (
+        n for n in range(batch, 1, -1) if batch % n == 0 and n * bytes_each <= limit.remat_bytes
+    )
+    return next(sizes, 1)
+
+
+def suits_loops(function: Callable, *args: Any) -> bool:
+    """Return whether on CPU the function is as fast within a loop as outside.
+
+    XLA runs its own convolutions inside a loop on one thread, and many times slower. oneDNN's calls
+    it runs as it does outside.
+
+    Args:
+        function: traced, not computed.
+        *args: trees of arrays or of their shapes.
+
+    >>> suits_loops(jnp.tanh, jnp.zeros(3))
+    True
+    """
+    return _suits_loops(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _suits_loops(program: Any) -> bool:
+    return not any(_is_slow_in_loops(equation) for equation in _equations(program))
+
+
+def _is_slow_in_loops(equation: Any) -> bool:
+    if equation.primitive is lax.conv_general_dilated_p:
+        return True
+    if equation.primitive not in primitives.ALL:
+        return False
+    window = math.prod(equation.params["geometry"].window)  # a large one's gradient is XLA's
+    return not probe.available() or window > limits.CURRENT.window
+
+
+def _results(program: Any) -> Iterator[Any]:
+    """Yield every array that a traced program computes."""
+    for equation in _equations(program):
+        yield from equation.outvars
+
+
+def _equations(program: Any) -> Iterator[Any]:
+    """Yield the equations of a traced program, those of the programs that it calls included."""
+    for equation in program.eqns:
+        yield equation
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
+            if _is_program(value):
+                yield from _equations(getattr(value, "jaxpr", value))
+
+
+def _is_program(value: Any) -> bool:
+    return hasattr(value, "eqns") or hasattr(value, "jaxpr")

@@ -1,0 +1,167 @@
+"""Whether oneDNN's calls may be used here.
+
+Only on x86-64 Linux, only with the versions of jaxlib in `TESTED`, and only after this file has run
+as a script in a process of its own and found their results right: a wrong call ends the process.
+The verdict is kept in the user's cache folder. Anything else means XLA's own convolution, without a
+word; `verdict` has the reason.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import itertools
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+from jax import lax
+
+TESTED = ("0.10.2",)
+_PROBE_SECONDS = 120
+_CALLS = Path(__file__).with_name("onednn.py")
+
+
+def available() -> bool:
+    """Return whether oneDNN's calls may be used in this process."""
+    return verdict() == "in use"
+
+
+@functools.cache
+def verdict() -> str:
+    """Return 'in use', or why oneDNN's calls are not used here."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return "not in use: for x86-64 Linux only"
+    if jaxlib.__version__ not in TESTED:
+        return f"not in use: jaxlib {jaxlib.__version__} is not among {', '.join(TESTED)}"
+    file = _verdict_file()
+    try:
+        return file.read_text()
+    except OSError:  # no verdict yet
+        pass
+    try:
+        result = _run_probe()
+    except (OSError, subprocess.SubprocessError) as error:  # not kept: try again next time
+        return f"not in use: the probe could not run ({type(error).__name__})"
+    _keep_verdict(file, result)
+    return result
+
+
+def _run_probe() -> str:
+    """Run this file in a process of its own; return the verdict."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))}
+    probe = subprocess.run(
+        [sys.executable, "-P", __file__],
+        env=env | {"JAX_PLATFORMS": "cpu"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=_PROBE_SECONDS,
+    )
+    right = probe.returncode == 0 and probe.stdout.endswith(b"right\n")
+    return "in use" if right else f"not in use: the probe ended with {probe.returncode}"
+
+
+def _keep_verdict(file: Path, verdict: str) -> None:
+    """Write the verdict for later processes; one that cannot be written is found again."""
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}")
+        part.write_text(verdict)
+        part.replace(file)
+
+
+def _verdict_file() -> Path:
+    """Return where the verdict on this processor, jaxlib and source is kept."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cpuinfo = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    lines = [
+        line for line in cpuinfo if line.startswith(("vendor", "cpu family", "model", "flags"))
+    ]
+    facts = [jaxlib.__version__, *lines, Path(__file__).read_text(), _CALLS.read_text()]
+    return cache / "jaxcnn" / f"onednn-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
+
+
+def _probe() -> None:
+    """Compare every call with XLA's own; the process may end in it."""
+    # From its file: jaxcnn need not be importable here, and would take longer.
+    spec = importlib.util.spec_from_file_location("onednn", _CALLS)
+    assert spec is not None
+    assert spec.loader is not None
+    calls = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(calls)
+    random = np.random.default_rng(0)
+    _probe_matmul(calls, random)
+    _probe_conv(calls, random)
+    _probe_grouped_conv(calls, random)
+    print("right")
+
+
+def _draw(random: np.random.Generator, *shape: int) -> jax.Array:
+    return jnp.asarray(random.standard_normal(shape, np.float32))
+
+
+def _assert_close(actual: jax.Array, expected: jax.Array, scale: Any = 1.0) -> None:
+    assert actual.shape == expected.shape
+    assert jnp.abs(actual - expected).max() <= 1e-5 * scale
+
+
+def _probe_matmul(calls: Any, random: np.random.Generator) -> None:
+    matmul = jax.jit(calls.matmul, static_argnums=(2, 3))
+    shapes = ((64, 512, 192), (5, 7, 3), (1, 1, 1), (16, 4096, 9), (36, 24, 144, 40))
+    for transposed in itertools.product((False, True), repeat=2):
+        for *many, rows, length, columns in shapes:
+            a, b = _draw(random, *many, rows, length), _draw(random, *many, length, columns)
+            expected = a @ b
+            pairs = zip((a, b), transposed, strict=True)
+            a, b = (x.mT if transpose else x for x, transpose in pairs)
+            _assert_close(matmul(a, b, *transposed), expected, jnp.abs(expected).max())
+    for rows, length, columns in ((640, 40, 24), (5, 7, 3), (1, 1, 1)):
+        a, b = _draw(random, rows, length), _draw(random, length, columns)
+        bias = _draw(random, columns)
+        actual = jax.jit(calls.matmul)(a, b, sigmoid_bias=bias)
+        _assert_close(actual, jax.nn.sigmoid(a @ b + bias))
+
+
+def _probe_conv(calls: Any, random: np.random.Generator) -> None:
+    for n, height, width, i, o, window, strides, padding in (
+        (2, 8, 8, 16, 32, (3, 3), (1, 1), ((1, 1), (1, 1))),
+        (3, 7, 9, 5, 7, (3, 2), (2, 1), ((0, 2), (1, 0))),
+        (2, 28, 28, 1, 6, (5, 5), (1, 1), ((2, 2), (2, 2))),
+        (1, 6, 6, 3, 1, (1, 1), (2, 2), ((0, 0), (0, 0))),
+    ):
+        conv = functools.partial(calls.conv, strides=strides, padding=padding)
+        x, k = _draw(random, n, height, width, i), _draw(random, *window, i, o)
+        expected = _xla_conv(x, k, strides, padding)
+        turned = functools.partial(conv, transpose_kernel=True)
+        for actual in (jax.jit(conv)(x, k), jax.jit(turned)(x, k.swapaxes(2, 3))):
+            _assert_close(actual, expected, jnp.abs(expected).max())
+        bias = _draw(random, o)
+        actual = jax.jit(conv)(x, k, sigmoid_bias=bias)
+        _assert_close(actual, jax.nn.sigmoid(expected + bias))
+
+
+def _probe_grouped_conv(calls: Any, random: np.random.Generator) -> None:
+    window = {"strides": (1, 1), "padding": ((0, 0), (1, 1))}
+    for groups, i, o in ((6, 64, 64), (4, 3, 5)):
+        x, k = _draw(random, 2, 3, 9, groups * i), _draw(random, 1, 3, i, groups * o)
+        expected = _xla_conv(x, k, **window, groups=groups)
+        actual = jax.jit(functools.partial(calls.conv, **window, groups=groups))(x, k)
+        _assert_close(actual, expected, jnp.abs(expected).max())
+
+
+def _xla_conv(x: jax.Array, k: jax.Array, strides: Any, padding: Any, groups: int = 1) -> jax.Array:
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x, k, strides, padding, dimension_numbers=numbers, feature_group_count=groups
+    )
+
+
+if __name__ == "__main__":
+    _probe()

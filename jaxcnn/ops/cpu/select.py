@@ -1,0 +1,264 @@
+"""Which algorithm computes which pass of a convolution: tables, of which the first match counts.
+
+All passes are in float32, without dilation or groups, and deterministic. `benchmarks/conv.py` has
+the figures behind the tables, shape by shape; the thresholds are in `limits.py`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxcnn.ops import xla
+from jaxcnn.ops.cpu import banded, gemm, limits, onednn, probe, winograd
+from jaxcnn.ops.cpu.limits import Limits
+from jaxcnn.ops.cpu.products import then_sigmoid
+from jaxcnn.ops.geometry import Geometry
+
+
+class Work(NamedTuple):
+    """What the tables ask of a pass.
+
+    Attributes:
+        batch: images.
+        channels: of the images.
+        features: of the output.
+        geometry: of the convolution.
+        is_empty: whether an operand has no numbers.
+    """
+
+    batch: int
+    channels: int
+    features: int
+    geometry: Geometry
+    is_empty: bool
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of the whole batch."""
+        (kh, kw), (height, width) = self.geometry.window, self.geometry.output
+        return self.batch * height * width * kh * kw * self.channels * self.features
+
+    @property
+    def banded(self) -> int:
+        """Multiply-adds an image, if done by whole blocks of pixels."""
+        return banded.work(self.channels, self.features, self.geometry)
+
+    def suits_winograd(self, limit: Limits) -> bool:
+        """Whether the window is 3 x 3 at stride 1, with tiles enough."""
+        window, strides = self.geometry.window, self.geometry.strides
+        if window != (winograd.WINDOW, winograd.WINDOW) or strides != (1, 1):
+            return False
+        return self.batch * winograd.counts(self.geometry.output)[1] >= limit.winograd_tiles
+
+    @property
+    def row_bytes(self) -> int:
+        """That Winograd's tiles of rows lay out for an image."""
+        return winograd.row_bytes(self.geometry.output, self.channels, self.features)
+
+
+class Rule(NamedTuple):
+    """An algorithm, and the work that it is for."""
+
+    algorithm: Callable[..., jax.Array]
+    suits: Callable[[Work, Limits], bool]
+
+
+def choose(table: Sequence[Rule], work: Work) -> Callable[..., jax.Array]:
+    """Return the algorithm of the first rule of a table that suits the work."""
+    return next(rule.algorithm for rule in table if rule.suits(work, limits.CURRENT))
+
+
+def otherwise(work: Work, limit: Limits) -> bool:
+    """Suit any work."""
+    return True
+
+
+def forward(
+    images: jax.Array,
+    kernel: jax.Array,
+    geometry: Geometry,
+    sigmoid_bias: jax.Array | None = None,
+) -> jax.Array:
+    """Return the convolution [N, H', W', O] of images [N, H, W, I] and kernel [kh, kw, I, O].
+
+    If `sigmoid_bias` [O] is given, return sigmoid(the convolution + it) instead; by oneDNN that
+    takes no other pass over memory.
+    """
+    _, _, channels, features = kernel.shape
+    work = Work(len(images), channels, features, geometry, _is_empty(images, kernel))
+    return choose(FORWARD, work)(images, kernel, geometry, sigmoid_bias)
+
+
+def forward_sigmoid(
+    images: jax.Array, kernel: jax.Array, bias: jax.Array, geometry: Geometry
+) -> jax.Array:
+    """Return sigmoid(the convolution + bias [O]); see `forward`."""
+    return forward(images, kernel, geometry, sigmoid_bias=bias)
+
+
+def images_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return the gradient with respect to the images, [N, H, W, I], of <forward, g>.
+
+    Each g [N, H', W', O] is spread by the kernel:
+
+        dx[s i + a - p, t j + b - q] = sum over a, b of g[i, j] k[a, b]^T
+    """
+    _, _, channels, features = kernel.shape
+    work = Work(len(g), channels, features, geometry, _is_empty(g, kernel))
+    return choose(IMAGES_GRADIENT, work)(g, kernel, geometry)
+
+
+def kernel_gradient(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return the gradient with respect to the kernel, [kh, kw, I, O], of <forward, g>.
+
+    dk[a, b] = sum over n, i, j of x[n, s i + a - p, t j + b - q] g[n, i, j]^T
+    """
+    work = Work(len(images), images.shape[3], g.shape[3], geometry, _is_empty(images, g))
+    return choose(KERNEL_GRADIENT, work)(images, g, geometry)
+
+
+def _is_empty(*arrays: jax.Array) -> bool:
+    return 0 in (length for x in arrays for length in x.shape)
+
+
+def _xla_forward(
+    images: jax.Array, kernel: jax.Array, geometry: Geometry, sigmoid_bias: jax.Array | None
+) -> jax.Array:
+    return then_sigmoid(xla.forward(images, kernel, geometry), sigmoid_bias)
+
+
+def _direct(
+    images: jax.Array, kernel: jax.Array, geometry: Geometry, sigmoid_bias: jax.Array | None
+) -> jax.Array:
+    (p, q) = geometry.padding
+    padding = ((p, p), (q, q))
+    return _conv(images, kernel, geometry.strides, padding, sigmoid_bias=sigmoid_bias)
+
+
+def _conv(
+    images: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, int],
+    padding: tuple[tuple[int, int], tuple[int, int]],
+    transpose_kernel: bool = False,
+    sigmoid_bias: jax.Array | None = None,
+) -> jax.Array:
+    """Convolve as `onednn.conv` does, by the fastest algorithm."""
+    height, width = (n + sum(pad) for n, pad in zip(images.shape[1:3], padding, strict=True))
+    kh, kw, channels, features = kernel.shape
+    geometry = Geometry((height, width), (kh, kw), strides, (0, 0))
+    work = Work(len(images), channels, features, geometry, is_empty=False)
+    options: dict[str, Any] = {"transpose_kernel": transpose_kernel, "sigmoid_bias": sigmoid_bias}
+    algorithm = choose(CONV, work)
+    if algorithm is onednn.conv:
+        options["strides"] = strides
+    return algorithm(images, kernel, padding=padding, **options)
+
+
+def _by_kinds_of_pixel(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return the images gradient as one convolution for each kind of pixel.
+
+    At stride 1 all pixels are of one kind: g is convolved with the turned kernel. At stride s,
+    every s-th row of dx meets every s-th row of the kernel only.
+    """
+    (height, width), (s, t) = geometry.image, geometry.strides
+    kinds = [[_kind_of_pixel(g, kernel, geometry, (i, j)) for j in range(t)] for i in range(s)]
+    if s == t == 1:
+        return kinds[0][0]
+    dx = jnp.stack([jnp.stack(row, axis=3) for row in kinds], axis=2)  # [N, H / s, s, W / t, t, I]
+    dx = dx.reshape(len(g), s * dx.shape[1], t * dx.shape[3], kernel.shape[2])
+    return dx[:, :height, :width]
+
+
+def _kind_of_pixel(
+    g: jax.Array, kernel: jax.Array, geometry: Geometry, start: tuple[int, int]
+) -> jax.Array:
+    """Return dx[:, start[0] :: s, start[1] :: t] of the images gradient dx.
+
+    Where the strides do not divide the image, dx has some more rows and columns here.
+    """
+    sizes = [-(-n // s) for n, s in zip(geometry.image, geometry.strides, strict=True)]
+    taps, padding = [], []
+    for axis in (0, 1):
+        s = geometry.strides[axis]
+        # Row `start + s u` meets g's row `first + u - m` by the kernel's row `a + s m`.
+        first, a = divmod(start[axis] + geometry.padding[axis], s)
+        count = len(range(a, geometry.window[axis], s))
+        low = count - 1 - first
+        taps.append(slice(a, None, s))
+        padding.append((low, sizes[axis] - g.shape[axis + 1] + count - 1 - low))
+    turned = kernel[tuple(taps)][::-1, ::-1]
+    crop = [(min(low, 0), min(high, 0), 0) for low, high in padding]
+    met = lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), *crop, (0, 0, 0)])
+    if _is_empty(turned, met):
+        return jnp.zeros((len(g), *sizes, kernel.shape[2]), g.dtype)
+    rows, columns = ((max(low, 0), max(high, 0)) for low, high in padding)
+    return _conv(met, turned, (1, 1), (rows, columns), transpose_kernel=True)
+
+
+FORWARD = (
+    Rule(_xla_forward, lambda work, limit: work.is_empty),
+    Rule(
+        banded.forward, lambda work, limit: work.channels == 1 and work.banded < limit.banded_work
+    ),
+    Rule(_xla_forward, lambda work, limit: not probe.available()),
+    Rule(_direct, otherwise),
+)
+
+CONV = (  # within the forward pass and the images gradient
+    Rule(
+        winograd.by_tiles,
+        lambda work, limit: (
+            work.suits_winograd(limit) and work.channels * work.features >= limit.winograd_conv
+        ),
+    ),
+    Rule(
+        winograd.by_rows,
+        lambda work, limit: (
+            work.suits_winograd(limit)
+            and work.channels * work.features >= limit.winograd_rows
+            and work.row_bytes <= limit.winograd_row_bytes
+        ),
+    ),
+    Rule(onednn.conv, otherwise),
+)
+
+IMAGES_GRADIENT = (
+    Rule(xla.images_gradient, lambda work, limit: work.is_empty or not probe.available()),
+    Rule(
+        banded.images_gradient,
+        lambda work, limit: work.channels < limit.lanes and work.banded < limit.banded_work,
+    ),
+    Rule(_by_kinds_of_pixel, otherwise),
+)
+
+KERNEL_GRADIENT = (
+    Rule(
+        xla.kernel_gradient,
+        lambda work, limit: (
+            work.is_empty
+            or work.geometry.window[0] * work.geometry.window[1] > limit.window
+            or (work.multiply_adds < limit.small_work and not probe.available())
+        ),
+    ),
+    Rule(banded.kernel_gradient, lambda work, limit: work.banded < limit.banded_work),
+    Rule(gemm.by_pixel, lambda work, limit: work.channels == 1),
+    Rule(
+        winograd.kernel_gradient,
+        lambda work, limit: (
+            min(work.channels, work.features) >= limit.winograd_channels
+            and work.suits_winograd(limit)
+        ),
+    ),
+    Rule(
+        gemm.shifted,
+        lambda work, limit: (
+            work.geometry.strides[0] == 1
+            and min(work.channels, work.features) >= limit.shifted_channels
+        ),
+    ),
+    Rule(gemm.by_row, otherwise),
+)

@@ -1,0 +1,526 @@
+"""The engine for CPUs: against float64, under every transformation, its tables and fallbacks."""
+
+import functools
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax.sharding import Mesh, PartitionSpec
+
+import references
+from jaxcnn import __main__, ops
+from jaxcnn.ops import cpu, xla
+from jaxcnn.ops.cpu import limits, primitives, probe, select, winograd
+from jaxcnn.ops.cpu.limits import NEVER, Limits
+from jaxcnn.ops.geometry import Geometry
+
+
+def random(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
+
+
+# batch, (H, W), I, O, (kh, kw), (vertical, horizontal) strides, padding: the networks' layers with
+# fewer channels, then odd ones; the large batches are cut into chunks, with a rest
+SHAPES = [
+    (96, (28, 28), 1, 6, (5, 5), (1, 1), (2, 2)),
+    (4, (14, 14), 6, 16, (5, 5), (1, 1), (0, 0)),
+    (3, (32, 32), 1, 8, (7, 7), (2, 2), (3, 3)),
+    (97, (24, 24), 16, 24, (3, 3), (1, 1), (1, 1)),
+    (4, (12, 12), 16, 8, (3, 3), (2, 2), (1, 1)),
+    (4, (12, 12), 16, 8, (1, 1), (2, 2), (0, 0)),
+    (4, (3, 3), 32, 32, (3, 3), (1, 1), (1, 1)),
+    (1, (9, 4), 2, 3, (4, 2), (3, 1), (2, 0)),
+    (5, (5, 7), 3, 2, (2, 3), (1, 1), (4, 5)),
+    (2, (1, 1), 1, 1, (1, 1), (1, 1), (0, 0)),
+    (2, (20, 9), 2, 2, (17, 4), (1, 2), (0, 0)),
+    (37, (60, 60), 1, 3, (5, 5), (1, 2), (1, 2)),
+    (2, (9, 8), 3, 2, (4, 3), (3, 2), (1, 1)),  # strides that divide the image
+    (2, (12, 4), 3, 2, (2, 5), (3, 2), (0, 4)),  # rows that no window meets
+    (2, (3, 3), 3, 2, (3, 3), (3, 3), (1, 1)),  # and pixels whose only place is outside
+    (2, (1, 8), 3, 2, (7, 1), (1, 4), (3, 2)),
+    (3, (7, 12), 3, 2, (3, 3), (1, 1), (0, 2)),  # tiles of Winograd's beyond the image
+    (2, (5, 4), 2, 3, (3, 3), (1, 1), (4, 0)),
+]
+
+# Thresholds under which each algorithm of the tables is chosen wherever it can be.
+ALWAYS = Limits(
+    small_work=0, banded_work=0, shifted_channels=0, winograd_channels=0, winograd_tiles=0
+)
+SETTINGS = {
+    "as chosen": Limits(small_work=0),
+    "banded": ALWAYS._replace(banded_work=NEVER, lanes=NEVER),
+    "tiles": ALWAYS._replace(winograd_conv=0, large_chunk_bytes=1 << 12),
+    "rows": ALWAYS._replace(
+        winograd_conv=NEVER, winograd_rows=0, winograd_row_bytes=NEVER, large_chunk_bytes=1 << 12
+    ),
+    "shifted": ALWAYS._replace(winograd_channels=NEVER),
+    "by row": ALWAYS._replace(winograd_channels=NEVER, shifted_channels=NEVER),
+}
+
+
+@pytest.fixture(params=["onednn", "no onednn"])
+def onednn_or_not(request, monkeypatch):
+    """Each test on both, and never on programs that were compiled with the other."""
+    if request.param == "onednn" and not probe.available():
+        pytest.skip(cpu.status())
+    monkeypatch.setattr(probe, "available", lambda: request.param == "onednn")
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@functools.cache
+def operands(shape):
+    """Images, kernel, bias and cotangent, and what the references make of them in float64."""
+    n, size, i, o, window, strides, padding = shape
+    x, k, b = random(n, *size, i), random(*window, i, o, seed=1), random(o, seed=3)
+    k = k * k[..., 0].size ** -0.5  # sums of about one, where a sigmoid is not flat
+    y = references.conv2d(np.asarray(x), np.asarray(k), strides, padding)
+    g = random(*y.shape, seed=2)
+    dx, dk = references.conv2d_gradients(
+        np.asarray(x), np.asarray(k), strides, padding, np.asarray(g, np.float64)
+    )
+    return (x, k, b, g), (y, 1 / (1 + np.exp(-y - np.asarray(b, np.float64))), dx, dk)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.usefixtures("onednn_or_not")
+def test_every_algorithm_matches_float64(shape, monkeypatch):
+    (_, size, _, _, window, strides, padding) = shape
+    geometry = Geometry(size, window, strides, padding)
+    given, expected = operands(shape)
+
+    def all_passes(x, k, b, g):
+        return (
+            select.forward(x, k, geometry),
+            select.forward_sigmoid(x, k, b, geometry),
+            select.images_gradient(g, k, geometry),
+            select.kernel_gradient(x, g, geometry),
+        )
+
+    seen = set()
+    for setting in SETTINGS.values():
+        monkeypatch.setattr(limits, "CURRENT", setting)
+        lowered = jax.jit(lambda *args: all_passes(*args)).lower(*given)
+        if (text := lowered.as_text()) not in seen:  # else the same algorithms as before
+            seen.add(text)
+            for actual, exact in zip(lowered.compile()(*given), expected, strict=True):
+                assert actual.dtype == jnp.float32
+                assert np.abs(actual - exact).max() <= 1e-5 * np.abs(exact).max()
+
+
+def test_the_settings_reach_every_algorithm(monkeypatch):
+    """So that no row of the tables goes without the test above."""
+    monkeypatch.setattr(probe, "available", lambda: True)
+    tables = (select.FORWARD, select.CONV, select.IMAGES_GRADIENT, select.KERNEL_GRADIENT)
+    chosen, choose = set(), select.choose
+
+    def remember(table, work):
+        algorithm = choose(table, work)
+        chosen.add((tables.index(table), algorithm))
+        return algorithm
+
+    monkeypatch.setattr(select, "choose", remember)
+    for shape, setting in itertools.product(SHAPES, SETTINGS.values()):
+        monkeypatch.setattr(limits, "CURRENT", setting)
+        n, size, i, o, window, strides, padding = shape
+        geometry = Geometry(size, window, strides, padding)
+        x, k, g = (
+            jax.ShapeDtypeStruct(s, jnp.float32)
+            for s in ((n, *size, i), (*window, i, o), (n, *geometry.output, o))
+        )
+        for function, args in (
+            (select.forward, (x, k)),
+            (select.images_gradient, (g, k)),
+            (select.kernel_gradient, (x, g)),
+        ):
+            jax.eval_shape(partial(function, geometry=geometry), *args)
+    every = {(i, rule.algorithm) for i, table in enumerate(tables) for rule in table}
+    assert chosen == every - {
+        (0, select.FORWARD[0].algorithm),  # for empty arrays and without oneDNN: tested below
+        (2, select.IMAGES_GRADIENT[0].algorithm),
+    }
+
+
+def test_the_first_matching_rule_decides():
+    rules = [
+        select.Rule(lambda name=name: name, suits)
+        for name, suits in (
+            ("few", lambda work, limit: work.channels < 4),
+            ("small", lambda work, limit: work.banded < limit.banded_work),
+            ("rest", select.otherwise),
+        )
+    ]
+    for size, channels, expected in ((8, 3, "few"), (8, 5, "small"), (224, 5, "rest")):
+        work = select.Work(1, channels, 4, Geometry((size, size), (3, 3), (1, 1), (1, 1)), False)
+        assert select.choose(rules, work)() == expected
+
+
+@pytest.mark.parametrize("channels", [1, 4])  # a product's sigmoid and a convolution's
+@pytest.mark.usefixtures("onednn_or_not")
+def test_sigmoid_of_the_largest_the_smallest_and_no_number(channels):
+    inf = np.inf
+    before = jnp.array([-inf, -3e38, -200, -88.5, -20, -1e-30, 0, 1, 20, 200, 3e38, inf, np.nan])
+    images, kernel = jnp.ones((2, 4, 4, channels)), jnp.zeros((3, 3, channels, before.size))
+    y = ops.conv2d(images, kernel, before, activation=nn.sigmoid)
+    expected = np.broadcast_to(jax.nn.sigmoid(before), y.shape)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize(
+    ("image", "padding"), [((3, 3), (1, 1)), ((7, 9), (0, 2)), ((4, 13), (2, 1)), ((3, 5), (0, 0))]
+)
+def test_winograds_convolution_is_exact(image, padding, transpose, monkeypatch):
+    monkeypatch.setattr(probe, "available", lambda: False)
+    with jax.enable_x64(True):
+        x, k = (jnp.asarray(random(*s), jnp.float64) for s in ((5, *image, 3), (3, 3, 3, 4)))
+        expected = xla.forward(x, k, Geometry(image, (3, 3), (1, 1), padding))
+        given = k.swapaxes(2, 3) if transpose else k
+        y = jax.jit(winograd.by_tiles, static_argnums=(2, 3))(
+            x, given, tuple((p, p) for p in padding), transpose
+        )
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-12)
+
+
+def uses(function, *args, platform=None):
+    """Return the names of the primitives and the text of the compiled-for-`platform` module."""
+    traced = jax.jit(function).trace(*args)
+    text = traced.lower(lowering_platforms=platform and (platform,)).as_text()
+    return f"{traced.jaxpr}", text
+
+
+def sigmoid(x, k, **options):
+    bias = jnp.zeros(k.shape[3], k.dtype)
+    return ops.conv2d(x, k, bias, padding=1, activation=nn.sigmoid, **options)
+
+
+def test_the_platform_of_the_program_decides():
+    if not probe.available():
+        pytest.skip(cpu.status())
+    x, k = random(2, 8, 8, 3), random(3, 3, 3, 4)
+    grad = jax.grad(lambda x, k: ops.conv2d(x, k).sum(), (0, 1))
+    for function in (ops.conv2d, grad, sigmoid):
+        assert "__onednn$" in uses(function, x, k)[1]
+        for platform in ("tpu", "cuda"):
+            text = uses(function, x, k, platform=platform)[1]
+            assert "onednn" not in text
+            assert "stablehlo.convolution" in text
+
+
+def test_other_dtypes_and_the_switch_take_xla(monkeypatch):
+    x, k = random(2, 8, 8, 3), random(3, 3, 3, 4)
+    for dtype in (jnp.bfloat16, jnp.float16):
+        for function in (ops.conv2d, sigmoid):
+            found, _ = uses(function, x.astype(dtype), k.astype(dtype))
+            assert "conv_general_dilated" in found
+            assert function(x.astype(dtype), k.astype(dtype)).dtype == dtype
+    assert "conv_general_dilated" not in uses(ops.conv2d, x, k)[0]
+    monkeypatch.setenv("JAXCNN_IMPLEMENTATION", "xla")
+    jax.clear_caches()
+    for function in (ops.conv2d, sigmoid):
+        assert "conv_general_dilated" in uses(function, x, k)[0]
+    monkeypatch.setenv("JAXCNN_IMPLEMENTATION", "fast")
+    with pytest.raises(ValueError, match="JAXCNN_IMPLEMENTATION must be auto or xla, got 'fast'"):
+        ops.conv2d(x, k)
+
+
+def test_dilation_and_groups_take_xla():
+    x = random(2, 8, 8, 4)
+    for options, k in (
+        ({"dilation": (1, 2)}, random(3, 3, 4, 4)),
+        ({"groups": 2}, random(3, 3, 2, 4)),
+    ):
+        assert "conv_general_dilated" in uses(partial(ops.conv2d, **options), x, k)[0]
+
+
+def test_the_switch_as_an_argument(monkeypatch):
+    x, k = random(2, 8, 8, 3), random(3, 3, 3, 4)
+    assert "conv_general_dilated" in uses(partial(ops.conv2d, implementation="xla"), x, k)[0]
+    monkeypatch.setenv("JAXCNN_IMPLEMENTATION", "xla")
+    assert "conv_general_dilated" not in uses(partial(ops.conv2d, implementation="auto"), x, k)[0]
+    grads = {
+        name: uses(jax.grad(lambda x, name=name: ops.max_pool(x, 2, implementation=name).sum()), x)
+        for name in ("auto", "xla")
+    }
+    assert ["select_and_scatter" in grads[name][1] for name in ("auto", "xla")] == [False, True]
+    for op in (ops.max_pool, ops.avg_pool):
+        with pytest.raises(ValueError, match="implementation must be auto or xla, got 'fast'"):
+            op(x, 3, strides=1, implementation="fast")
+
+
+def test_no_image_at_all(monkeypatch):
+    monkeypatch.setattr(limits, "CURRENT", Limits(small_work=0))
+    y, vjp = jax.vjp(ops.conv2d, jnp.zeros((0, 5, 5, 2)), random(3, 3, 2, 4))
+    assert y.shape == (0, 3, 3, 4)
+    assert not vjp(y)[1].any()
+    assert sigmoid(jnp.zeros((0, 3, 3, 2)), random(3, 3, 2, 4)).shape == (0, 3, 3, 4)
+
+
+GEOMETRY = Geometry((6, 5), (3, 2), (2, 1), (1, 0))
+OPERANDS = {"x": (3, 6, 5, 2), "k": (3, 2, 2, 4), "g": (3, 3, 4, 4), "b": (4,)}
+PASSES = {  # primitive, the same by XLA's own convolution, operands
+    "forward": (primitives.forward_p, xla.forward, "xk"),
+    "images_gradient": (primitives.images_gradient_p, xla.images_gradient, "gk"),
+    "kernel_gradient": (primitives.kernel_gradient_p, xla.kernel_gradient, "xg"),
+    "forward_sigmoid": (primitives.forward_sigmoid_p, xla.forward_sigmoid, "xkb"),
+}
+
+
+def loss(f, *args):
+    return (f(*args) ** 3).sum()
+
+
+def gradients(f, args):
+    return jax.grad(partial(loss, f), tuple(range(len(args))))
+
+
+def jvp_along(i, f, args, tangents, many):
+    """The derivative along one operand."""
+    return jax.jvp(lambda x: f(*args[:i], x, *args[i + 1 :]), args[i : i + 1], tangents[i : i + 1])
+
+
+def grad_by(i, f, args, tangents, many):
+    """The gradient with respect to one operand."""
+    return jax.grad(partial(loss, f), i)(*args)
+
+
+def vmap_over(mapped, f, args, tangents, many, axis=0):
+    """Map over some of the operands."""
+    axes = [axis if i in mapped else None for i in range(len(args))]
+    given = (jnp.moveaxis(many[i], 0, axis) if i in mapped else x for i, x in enumerate(args))
+    return jax.vmap(f, axes, axis)(*given)
+
+
+def vmap_of_vmap(f, args, tangents, many):
+    def inner(x):
+        return vmap_over((1,), lambda _, *rest: f(x, *rest), args, tangents, many)
+
+    return jax.vmap(inner)(many[0])
+
+
+def vmap_of_gradients(f, args, tangents, many):
+    return vmap_over((0,), gradients(f, args), args, tangents, many)
+
+
+def grad_of_jvp(f, args, tangents, many):
+    def slope(x):
+        return jax.jvp(partial(loss, f), (x, *args[1:]), tangents)[1]
+
+    return jax.grad(slope)(args[0])
+
+
+def scan_of_sums(f, args, tangents, many):
+    return jax.lax.scan(lambda c, x: (c + f(x, *args[1:]), None), f(*args) * 0, many[0])[0]
+
+
+def transformations(count):
+    """Every transformation of a function of `count` operands, by name."""
+    every = range(count)
+    subsets = [c for n in every for c in itertools.combinations(every, n + 1)]
+    return {
+        "call": lambda f, args, tangents, many: f(*args),
+        "jvp": lambda f, args, tangents, many: jax.jvp(f, args, tangents),
+        **{f"jvp along operand {i}": partial(jvp_along, i) for i in every},
+        "gradients": lambda f, args, tangents, many: gradients(f, args)(*args),
+        **{f"gradient by operand {i}": partial(grad_by, i) for i in every},
+        "jvp of gradients (Hessian-vector)": lambda f, args, tangents, many: jax.jvp(
+            gradients(f, args), args, tangents
+        ),
+        "vjp of gradients": lambda f, args, tangents, many: jax.vjp(gradients(f, args), *args)[1](
+            tangents
+        ),
+        "gradient of jvp": grad_of_jvp,
+        **{f"vmap over operands {subset}": partial(vmap_over, subset) for subset in subsets},
+        "vmap over axis 1": partial(vmap_over, (0,), axis=1),
+        "vmap of vmap": vmap_of_vmap,
+        "vmap of gradients": vmap_of_gradients,
+        "pmap": lambda f, args, tangents, many: jax.pmap(f)(*many),
+        "scan": scan_of_sums,
+        "gradients of checkpoint (remat)": lambda f, args, tangents, many: gradients(
+            jax.checkpoint(f), args
+        )(*args),
+        "linearize": lambda f, args, tangents, many: jax.linearize(f, *args)[1](*tangents),
+    }
+
+
+CASES = [
+    pytest.param(name, transform, id=f"{name}-{title}")
+    for name, (_, _, names) in PASSES.items()
+    for title, transform in transformations(len(names)).items()
+]
+
+
+@pytest.fixture(scope="class")
+def without_onednn():
+    """Once for all tests of a class, so that they share what is compiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "available", lambda: False)
+        patch.setattr(limits, "CURRENT", Limits(small_work=0))
+        jax.clear_caches()
+        yield
+    jax.clear_caches()
+
+
+@pytest.mark.usefixtures("without_onednn")
+class TestTransformations:
+    """Each against the same transformation of XLA's own convolution."""
+
+    @pytest.mark.parametrize(("name", "transform"), CASES)
+    def test_transformation(self, name, transform):
+        primitive, everywhere, names = PASSES[name]
+        given = [
+            tuple(random(*lead, *OPERANDS[name], seed=seed) for name in names)
+            for seed, lead in ((1, ()), (2, ()), (3, (4,)))
+        ]
+        ours, theirs = (partial(f, geometry=GEOMETRY) for f in (primitive.bind, everywhere))
+        pair = transform(ours, *given), transform(theirs, *given)
+        for x, y in zip(*map(jax.tree.leaves, pair), strict=True):
+            np.testing.assert_allclose(x, y, atol=2e-5 * np.abs(y).max(), rtol=0)
+
+    @pytest.mark.parametrize("name", PASSES)
+    def test_jit(self, name):
+        primitive, everywhere, names = PASSES[name]
+        given = [random(*OPERANDS[name], seed=1) for name in names]
+        ours, theirs = (
+            jax.jit(partial(f, geometry=GEOMETRY))(*given) for f in (primitive.bind, everywhere)
+        )
+        np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max(), rtol=0)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize(
+    "conv",
+    [
+        partial(ops.conv2d, padding=1),
+        lambda x, k: ops.conv2d(x, k, k[0, 0, 0], padding=1, activation=nn.sigmoid),
+    ],
+    ids=["conv", "sigmoid"],
+)
+@pytest.mark.usefixtures("onednn_or_not")
+def test_shard_map_averages_gradients_over_devices(conv, check_vma, monkeypatch):
+    monkeypatch.setattr(limits, "CURRENT", Limits(small_work=0))
+    x, k = random(32, 24, 24, 8), random(3, 3, 8, 8, seed=1)
+    mesh = Mesh(np.array(jax.devices()[:2]), ("batch",))
+
+    def grads(x, k):
+        return jax.grad(lambda k: (conv(x, k) ** 2).sum())(k)
+
+    def mapped(x, k):
+        total = grads(x, k)  # where variance is checked, JAX adds the devices' gradients itself
+        return total if check_vma else jax.lax.psum(total, "batch")
+
+    specs = {"in_specs": (PartitionSpec("batch"), PartitionSpec()), "out_specs": PartitionSpec()}
+    actual = jax.jit(jax.shard_map(mapped, mesh=mesh, check_vma=check_vma, **specs))(x, k)
+    expected = grads(x, k)
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
+
+
+def test_a_probe_that_fails_leaves_xla(run_python, tmp_path):
+    """With a jaxlib that is not on the list, and where the probe cannot be right."""
+    code = (
+        "from jaxcnn.ops import conv2d; from jaxcnn.ops.cpu import probe;"
+        "import jax.numpy as jnp; {};"
+        "x, k = jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1));"
+        "print(probe.verdict()); print(conv2d(x, k).sum())"
+    )
+    for change, words in (
+        ("probe.TESTED = ('0.0.1',)", "not among 0.0.1"),
+        ("probe.__file__ = '/dev/null'", "ended with 0"),
+    ):
+        if not probe.available():
+            pytest.skip(cpu.status())
+        done = run_python("-c", code.format(change), XDG_CACHE_HOME=f"{tmp_path}")
+        verdict, value = done.stdout.splitlines()
+        assert words in verdict
+        assert value == "36.0"
+        assert not done.stderr
+
+
+def test_info_tells_what_is_in_use(capsys, monkeypatch):
+    assert __main__.main(["info"]) == 0
+    assert cpu.status() in capsys.readouterr().out
+    monkeypatch.setenv("JAXCNN_IMPLEMENTATION", "xla")
+    assert __main__.main(["info"]) == 0
+    assert "convolution  xla" in capsys.readouterr().out
+
+
+def test_the_same_bits_in_every_process(run_python):
+    code = (
+        "import jax, jax.numpy as jnp, numpy as np, hashlib; from jaxcnn import ops;"
+        "r = np.random.default_rng(0).standard_normal;"
+        "x, k = r((64, 24, 24, 32), np.float32), r((3, 3, 32, 64), np.float32);"
+        "f = jax.jit(jax.value_and_grad(lambda x, k: "
+        "(ops.conv2d(x, k, padding=1) ** 2).sum(), (0, 1)));"
+        "digest = lambda: hashlib.sha256(b''.join(np.asarray(y).tobytes() for y in "
+        "jax.tree.leaves(f(x, k)))).hexdigest();"
+        "print({digest() for _ in range(5)})"
+    )
+    first, second = (run_python("-c", code).stdout for _ in range(2))
+    assert first == second
+    assert len(first.split(",")) == 1
+    assert len(first) > 64
+
+
+POOLS = [
+    (ops.max_pool, (4, 8, 6, 2), (2, None, 0)),
+    (ops.max_pool, (2, 7, 9, 3), ((3, 2), None, 0)),
+    (ops.max_pool, (2, 8, 6, 2), (3, 2, 1)),
+    (ops.avg_pool, (4, 8, 6, 2), (2, None, 0)),
+    (ops.avg_pool, (2, 7, 9, 3), ((4, 2), None, 0)),
+    (ops.avg_pool, (2, 20, 17, 3), ((4, 8), None, 0)),
+]
+
+
+@pytest.mark.parametrize(("op", "shape", "window"), POOLS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_every_transformation_of_pooling(op, shape, window, dtype, monkeypatch):
+    with jax.enable_x64(dtype == "float64"):
+        # whole numbers, so that there are ties and every sum is exact
+        x, dx = (jnp.round(2 * random(3, *shape, seed=i)).astype(dtype) for i in (1, 2))
+
+        def pool(x):
+            return op(x, *window)
+
+        def loss(x):
+            return (pool(x) ** 3).sum()
+
+        def results(x, dx):
+            hvp = jax.jvp(jax.grad(loss), (x[0],), (dx[0],))
+            return (
+                jax.jvp(pool, (x[0],), (dx[0],)),
+                (jax.grad(loss)(x[0]), hvp),
+                (jax.vmap(pool)(x), jax.vmap(jax.grad(loss))(x), jax.pmap(jax.grad(loss))(x)),
+                jax.grad(jax.checkpoint(loss))(x[0]),
+                jax.lax.scan(lambda c, x: (c + jax.grad(loss)(x), None), x[0] * 0, x)[0],
+            )
+
+        ours = jax.grad(loss)(x[0]), jax.jit(results)(x, dx)
+        monkeypatch.setenv("JAXCNN_IMPLEMENTATION", "xla")
+        jax.clear_caches()
+        theirs = jax.grad(loss)(x[0]), jax.jit(results)(x, dx)
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_max_pool_is_xlas_on_accelerators_and_not_on_cpu():
+    grad = jax.grad(lambda x: ops.max_pool(x, 2).sum())
+    for platform, expected in (("cpu", False), ("tpu", True), ("cuda", True)):
+        _, text = uses(grad, random(2, 4, 4, 1), platform=platform)
+        assert ("select_and_scatter" in text) == expected
+
+
+def test_max_pool_in_a_fused_step_has_one_winner_in_each_window():
+    """Where XLA computes the pixels again for the gradient, it may round them otherwise."""
+    x = random(8, 24, 24, 16)
+
+    def windows_total(shift, x):
+        normal = (x - x.mean()) * jax.lax.rsqrt(x.var() + 1e-5)
+        return ops.max_pool(jax.nn.sigmoid(normal) * 3.3 + shift, 2).sum()
+
+    received = jax.grad(windows_total)  # each window's maximum receives 1
+    gradient = jax.jit(received)(jnp.zeros_like(x), x).reshape(8, 12, 2, 12, 2, 16)
+    assert (gradient.sum((2, 4)) == 1).all()

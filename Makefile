@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEBIAN := sh .ci/debian
 
-.PHONY: train test test-torch bench soak docs lint data clean
+.PHONY: train test test-fast test-torch bench soak docs lint data clean
 
 # LeNet for ten epochs on Fashion-MNIST; only here does the bundled sample stand in for data that
 # cannot be had, and it says so.
@@ -25,13 +25,17 @@ train: $(VENV)/installed data
 test: $(VENV)/installed data
 	$(BIN)/python -m pytest -n 2
 
+# A verdict in 90 seconds: the tests that take less than about two seconds each.
+test-fast: $(VENV)/installed data
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
 # The comparisons with PyTorch, in an environment of their own; prints the largest differences.
 test-torch:
 	$(MAKE) VENV=.venv-torch .venv-torch/torch
 	.venv-torch/bin/python -m pytest -m torch -s
 
-# Everything that the README says of speed, against PyTorch, and into the README: twenty to
-# thirty-five minutes on two cores that nothing else needs.
+# All figures of speed, against PyTorch, into README.md and docs/performance.md: twenty to thirty-five
+# minutes on two cores that nothing else uses.
 bench: data
 	$(MAKE) VENV=.venv-torch .venv-torch/torch
 	.venv-torch/bin/python benchmarks/train_step.py --sides xla torch
@@ -65,7 +69,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/torch: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 expecttest
 	touch $@
 
 clean:

@@ -1,7 +1,7 @@
 """Train a model: `python train.py --config configs/lenet.py [--workdir DIR] [--config.key=value]`.
 
-Run the same command again, and it goes on where it stopped. Exit status: 0 when trained, 2 with one
-line that says what is wrong, 130 or 143 when SIGINT (Ctrl-C) or SIGTERM stopped it.
+The same command, given again, resumes where it stopped. Exit status: 0 when trained; 2 after an
+error, with one line that says what is wrong; 130 or 143 when SIGINT (Ctrl-C) or SIGTERM stopped it.
 """
 
 import sys
@@ -21,12 +21,12 @@ WORKDIR = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> None:
-    """Train with the config that the flags give."""
+    """Train with the config that the flags name."""
     if not flags.FLAGS["verbosity"].present:
-        # Orbax tells much, and errors too that end up in one line here; --verbosity=0 shows it all.
+        # Orbax logs a lot, even errors that end up in one line here; --verbosity=0 shows it all.
         logging.set_verbosity(logging.FATAL)
         sys.unraisablehook = report_unraisable
-    from jax.errors import JaxRuntimeError  # these after the flags, which may be wrong
+    from jax.errors import JaxRuntimeError  # imported late, so that wrong flags fail at once
 
     from jaxcnn.train import train_and_evaluate
 
@@ -37,34 +37,34 @@ def main(argv: list[str]) -> None:
         sys.exit(128 + stopped.signal)  # as a shell reports a process that a signal ended
     except JaxcnnError as error:
         fail(error)
-    except JaxRuntimeError as error:  # out of memory, most often
+    except JaxRuntimeError as error:  # usually out of memory
         reason = f"{error}".splitlines()[0][:200]
         fail(f"XLA cannot go on ({reason}); if memory is short, give a smaller config.batch_size")
-    except KeyboardInterrupt:  # not while it trains: there it is StoppedError
+    except KeyboardInterrupt:  # before or after training, which raises StoppedError
         print("\ntrain.py: stopped; nothing is lost, give the same command again", file=sys.stderr)
         sys.exit(130)
 
 
 def report_unraisable(unraisable: Any) -> None:
-    """Print an exception that nobody can catch, unless it is of writes that Orbax has given up."""
+    """Print an exception that cannot be caught, unless it is of writes that Orbax abandoned."""
     if "Event loop is closed" not in f"{unraisable.exc_value}":
         sys.__unraisablehook__(unraisable)
 
 
 def default_workdir() -> Path:
-    """Return runs/resnet18 for configs/resnet18.py, runs/resnet18-smoke for its variant."""
+    """Return runs/resnet18 for configs/resnet18.py, and runs/resnet18-smoke for its variant."""
     path, variant = config_file()
     return Path("runs") / "-".join(filter(None, (path.stem, variant)))
 
 
 def config_file() -> tuple[Path, str]:
-    """Return the path of the config file, and its variant or ''."""
+    """Return the path of the config file, and its variant ('' if there is none)."""
     path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     return Path(path), variant
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parse the flags, and load the config file; what is wrong ends in one line."""
+    """Parse the flags and load the config file; an error ends in one line."""
     prefix = "--config."
     try:
         check_keys(arg[len(prefix) :].split("=")[0] for arg in argv if arg.startswith(prefix))
@@ -84,7 +84,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def explain(error: BaseException) -> str:
-    """Return one line: a wrong flag's own message, or what went wrong in the config file."""
+    """Return one line: the message about a wrong flag, or what failed in the config file."""
     if isinstance(error, JaxcnnError | flags.Error) and "config file" not in f"{error}":
         return f"{error}"
     while error.__cause__ or error.__context__:
@@ -94,7 +94,7 @@ def explain(error: BaseException) -> str:
 
 
 def fail(reason: object) -> NoReturn:
-    """Print why, and exit with 2."""
+    """Print the reason and exit with status 2."""
     print(f"train.py: {reason}", file=sys.stderr)
     sys.exit(2)
 

@@ -19,12 +19,13 @@ import orbax.checkpoint as ocp
 from machine import describe_machine
 
 from jaxcnn.config import get_default_config
-from jaxcnn.data import load_dataset
 from jaxcnn.models import create_model
-from jaxcnn.train import create_optimizer, create_train_state
-from jaxcnn.train.checkpoint import Checkpoints, Progress
-from jaxcnn.train.parallel import DataParallel
+from jaxcnn.train import create_train_state
+from jaxcnn.train.pace import Pace
+from jaxcnn.train.prepare import prepare
 from jaxcnn.train.programs import Programs
+from jaxcnn.train.record.checkpoint import Checkpoints
+from jaxcnn.train.record.progress import Progress
 
 
 class Savers:
@@ -57,22 +58,22 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     options = parser.parse_args()
     config = get_default_config()
-    train, test = (load_dataset(config.dataset, split) for split in ("train", "test"))
-    parallel, model, optimizer = DataParallel(1), create_model("lenet"), create_optimizer(config)
-    state = parallel.replicate(create_train_state(model, optimizer, (28, 28, 1)))
-    programs = Programs(config, parallel, model, optimizer, train, test, state)
+    config.num_devices = 1
+    setup = prepare(config)
+    state, programs, steps = setup.state, Programs(setup), setup.steps_per_epoch
+    pace = Pace(setup.full_batches, steps, programs.max_steps)
     savers = Savers()
     savers.time(state)  # the first one imports and makes folders
     epochs, saves = [], []
     for epoch in range(options.epochs):
         start = time.perf_counter()
-        for call in programs.train_epoch(epoch * programs.steps_per_epoch):
-            state, _ = call(state)
+        for step, count in pace.calls(epoch * steps, (epoch + 1) * steps):
+            state, _ = programs.train(state, step, count)
         jax.block_until_ready((state, list(programs.evaluate(state))))
         epochs.append(time.perf_counter() - start)
         saves.append(savers.time(state))
     result = {"machine": describe_machine()}
-    resnet = create_train_state(create_model("resnet18"), optimizer, (96, 96, 1))
+    resnet = create_train_state(create_model("resnet18"), setup.optimizer, (96, 96, 1))
     for name, times in (("lenet", saves), ("resnet18", [savers.time(resnet) for _ in epochs])):
         foreground, background = zip(*times, strict=True)
         result[name] = {"foreground_s": foreground, "background_s": background}

@@ -17,6 +17,7 @@ line. Without PyTorch, jaxcnn alone is measured.
 """
 
 import argparse
+import dataclasses
 import io
 import sys
 import tempfile
@@ -39,33 +40,28 @@ def jaxcnn_epoch() -> Callable[[], None]:
     from rich.console import Console
 
     from jaxcnn.config import get_default_config
-    from jaxcnn.data import load_dataset
-    from jaxcnn.models import create_model
-    from jaxcnn.train import create_optimizer, create_train_state, loop
-    from jaxcnn.train.display import Display
-    from jaxcnn.train.parallel import DataParallel
+    from jaxcnn.train import loop
+    from jaxcnn.train.prepare import prepare
     from jaxcnn.train.programs import Programs
-    from jaxcnn.train.signals import StopSignal
-    from jaxcnn.train.workdir import Workdir
+    from jaxcnn.train.record.display import Display
+    from jaxcnn.train.record.progress import Progress
+    from jaxcnn.train.record.signals import StopSignal
+    from jaxcnn.train.record.workdir import Workdir
 
     config = get_default_config()
     config.batch_size = BATCH
-    train, test = (load_dataset(config.dataset, split) for split in ("train", "test"))
-    parallel = DataParallel()
-    model = create_model(config.model, axis_name=parallel.axis_name)
-    optimizer = create_optimizer(config)
-    state = parallel.replicate(create_train_state(model, optimizer, (28, 28, 1)))
-    programs = Programs(config, parallel, model, optimizer, train, test, state)
-    run = Workdir(tempfile.mkdtemp(), config, digests={}, environment={})
-    state, progress = run.resume(state, warn=print)
+    setup, progress = prepare(config), Progress()
+    programs = Programs(setup)
+    run = Workdir(tempfile.mkdtemp(), setup.settings, digests={}, environment={})
+    run.resume(setup.state, warn=print)
     screen = Console(file=io.StringIO(), force_terminal=True)  # drawn, but not shown
 
     def epoch() -> None:
-        nonlocal state, progress
+        nonlocal setup, progress
         with Display(10**6, 10**6, screen) as display:  # takes over the standard output meanwhile
-            trainer = loop.Trainer(config, programs, run, display, StopSignal(), state, progress)
+            trainer = loop.Trainer(setup, programs, run, display, StopSignal(), progress)
             trainer.train_epoch()
-        state, progress = trainer.state, trainer.progress
+        setup, progress = dataclasses.replace(setup, state=trainer.state), trainer.progress
 
     return epoch
 

@@ -8,6 +8,7 @@ logs, checkpoint. Prints a table and one JSON line.
 """
 
 import argparse
+import dataclasses
 import io
 import json
 import resource
@@ -20,15 +21,14 @@ from machine import describe_machine
 from rich.console import Console
 
 from jaxcnn.config import get_default_config
-from jaxcnn.data import load_dataset
-from jaxcnn.models import create_model
-from jaxcnn.train import create_optimizer, create_train_state, loop
-from jaxcnn.train.checkpoint import Progress
-from jaxcnn.train.display import Display
-from jaxcnn.train.parallel import DataParallel
+from jaxcnn.train import loop
+from jaxcnn.train.pace import Pace
+from jaxcnn.train.prepare import prepare
 from jaxcnn.train.programs import Programs
-from jaxcnn.train.signals import StopSignal
-from jaxcnn.train.workdir import Workdir
+from jaxcnn.train.record.display import Display
+from jaxcnn.train.record.progress import Progress
+from jaxcnn.train.record.signals import StopSignal
+from jaxcnn.train.record.workdir import Workdir
 
 
 def megabytes() -> float:
@@ -44,28 +44,23 @@ def main() -> None:
     options = parser.parse_args()
     config = get_default_config()
     config.model = options.model
-    train, test = (load_dataset(config.dataset, split) for split in ("train", "test"))
-    parallel = DataParallel()
-    model = create_model(config.model, axis_name=parallel.axis_name)
-    optimizer = create_optimizer(config)
-    state = parallel.replicate(create_train_state(model, optimizer, (28, 28, 1)))
-    programs = Programs(config, parallel, model, optimizer, train, test, state)
-    run = Workdir(tempfile.mkdtemp(), config, digests={}, environment={})
-    (state, _), step = run.resume(state, warn=print), 0
+    setup, step = prepare(config), 0
+    programs = Programs(setup)
+    pace = Pace(setup.full_batches, setup.steps_per_epoch, programs.max_steps)
+    run = Workdir(tempfile.mkdtemp(), setup.settings, digests={}, environment={})
+    state, _ = run.resume(setup.state, warn=print)
     shares, peaks, lines = [], [], []
     screen = Console(file=io.StringIO(), force_terminal=True)  # drawn, but not shown
     with Display(10**6, options.epochs, screen) as display:
         for epoch in range(options.epochs):
             start = time.perf_counter()
-            for call in programs.train_epoch(step):
-                state, _ = call(state)
+            for done, count in pace.calls(step, step + setup.steps_per_epoch):
+                state, _ = programs.train(state, done, count)
             jax.block_until_ready((state, list(programs.evaluate(state))))
             alone = time.perf_counter() - start
-            step += programs.steps_per_epoch
             start = time.perf_counter()
-            trainer = loop.Trainer(
-                config, programs, run, display, StopSignal(), state, Progress(epoch=2 * epoch + 1)
-            )
+            setup, progress = dataclasses.replace(setup, state=state), Progress(epoch=2 * epoch + 1)
+            trainer = loop.Trainer(setup, programs, run, display, StopSignal(), progress)
             trainer.train_epoch()
             whole = time.perf_counter() - start
             state, step = trainer.state, int(trainer.state.step)

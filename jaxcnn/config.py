@@ -10,12 +10,13 @@ from ml_collections import ConfigDict
 
 from jaxcnn.errors import ConfigError, did_you_mean
 from jaxcnn.models import MODELS, create_model
+from jaxcnn.ops import cpu
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
 
 
 def get_default_config() -> ConfigDict:
-    """Return the defaults, which are d2l's for LeNet. The config is locked: no new keys.
+    """Return the defaults, which are d2l's for LeNet. The config is locked: it takes no new keys.
 
     >>> get_default_config().batch_size
     128
@@ -32,33 +33,41 @@ def get_default_config() -> ConfigDict:
     config.data_dir = ""  # TFDS's data directory; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets
     config.data_source = ""  # folder with the published files; "": Debian's package, else download
     config.image_size = 28  # pixels; images are resized to this square
-    config.max_train_examples = 0  # use only the first so many; 0: all
-    config.max_test_examples = 0  # use only the first so many; 0: all
+    config.max_train_examples = 0  # use only the first examples, this many; 0: all
+    config.max_test_examples = 0  # use only the first examples, this many; 0: all
 
     # How
     config.batch_size = 128  # examples per step, over all devices
     config.num_epochs = 10  # passes over the training set
-    config.learning_rate = 0.1  # of stochastic gradient descent
-    config.momentum = 0.0  # share of the last update that is kept; 0: plain gradient descent
-    config.weight_decay = 0.0  # times each parameter is added to its gradient
-    config.seed = 0  # of weights, order and dropout: the same seed gives the same run
+    config.optimizer = "sgd"  # a key of jaxcnn.train.OPTIMIZERS
+    config.learning_rate = 0.1  # the base rate, which the schedule may vary
+    config.schedule = "constant"  # of the learning rate: a key of jaxcnn.train.SCHEDULES
+    config.momentum = 0.0  # SGD momentum; 0 disables it
+    config.weight_decay = 0.0  # each gradient gets this much of its parameter added; 0 disables it
+    config.augmentation = "none"  # of training images: a key of jaxcnn.data.AUGMENTATIONS
+    config.seed = 0  # of weights, order, dropout and augmentation: a seed repeats its run exactly
 
-    # Keeping it
-    config.checkpoint_every_steps = 0  # also save within an epoch, this often; 0: only at its end
+    # Saving
+    config.checkpoint_every_steps = 0  # within an epoch; 0: only at its end
 
     # Where
-    config.num_devices = 0  # devices to share each batch; 0: all
+    config.num_devices = 0  # devices that each batch is split over; 0: all
     config.steps_per_call = 0  # steps per call of the program; 0: up to 50, in up to 4 seconds
+    # Of convolution, pooling and ReLU: "auto" is what is fastest on the platform, "xla" XLA's own.
+    config.implementation = ""  # "auto" or "xla"; "": $JAXCNN_IMPLEMENTATION, else "auto"
 
     return config.lock()
 
 
 def smoke(config: ConfigDict, image_size: int) -> ConfigDict:
-    """Return the config cut down to seconds, on the bundled sample: to see that it runs.
+    """Shrink a config to a run of seconds on the bundled sample, to check that it works.
 
     Args:
-        config: what to cut down; it is changed.
-        image_size: pixels; the smallest that the model takes will do.
+        config: changed in place.
+        image_size: pixels, such as the smallest that the model accepts.
+
+    Returns:
+        The config.
 
     >>> smoke(get_default_config(), image_size=28).dataset
     'fashion_mnist_sample'
@@ -73,15 +82,18 @@ def smoke(config: ConfigDict, image_size: int) -> ConfigDict:
 
 
 def apply_variant(config: ConfigDict, variant: str, smoke_image_size: int) -> ConfigDict:
-    """Return the config that `configs/NAME.py:VARIANT` asks for.
+    """Turn the config of a full run into the variant that `configs/NAME.py:VARIANT` asks for.
 
     Args:
-        config: the full run; it is changed.
-        variant: '' for the full run or 'smoke'.
+        config: of the full run; changed in place.
+        variant: '' for the full run, or 'smoke'.
         smoke_image_size: see `smoke`.
 
+    Returns:
+        The config.
+
     Raises:
-        ConfigError: if the variant is neither.
+        ConfigError: if there is no such variant.
 
     >>> apply_variant(get_default_config(), "smoke", smoke_image_size=28).num_epochs
     2
@@ -94,7 +106,7 @@ def apply_variant(config: ConfigDict, variant: str, smoke_image_size: int) -> Co
 
 
 def validate_config(config: ConfigDict) -> None:
-    """Check every value on its own and against the model; nothing is loaded or compiled.
+    """Check every value on its own, and the image size against the model; nothing is compiled.
 
     Raises:
         ConfigError: one line that names the key, what was given and what is accepted.
@@ -105,13 +117,19 @@ def validate_config(config: ConfigDict) -> None:
     Traceback (most recent call last):
     jaxcnn.errors.ConfigError: config.num_epochs is 0; it must be at least 1
     """
-    from jaxcnn.data import DATASETS  # here, so that importing jaxcnn loads no data code
+    check_values(config)
+    _check_image_size(config)
 
+
+def check_values(config: ConfigDict) -> None:
+    """Check every value on its own.
+
+    Raises:
+        ConfigError: see `validate_config`.
+    """
     check_keys(config)
     _check_types(config, get_default_config())
-    _check_choice("model", config.model, MODELS)
-    _check_choice("dataset", config.dataset, DATASETS)
-    _check_choice("dtype", config.dtype, DTYPES)
+    _check_words(config)
     for key in ("batch_size", "num_epochs"):
         _check_number(key, config[key], at_least=1)
     _check_number("num_classes", config.num_classes, at_least=1, below=2**20)
@@ -134,14 +152,13 @@ def validate_config(config: ConfigDict) -> None:
             "config.dtype is 'float64', which JAX computes only if the environment has "
             "JAX_ENABLE_X64=1; set it, or use float32 or bfloat16"
         )
-    _check_image_size(config)
 
 
 def check_keys(keys: Iterable[str]) -> None:
-    """Check that every key is one of the config's.
+    """Check that the config has every one of these keys.
 
     Raises:
-        ConfigError: with the nearest key.
+        ConfigError: with the most similar key.
 
     >>> check_keys(["num_epoch"])
     Traceback (most recent call last):
@@ -156,15 +173,15 @@ def check_keys(keys: Iterable[str]) -> None:
 
 
 def check_batches(batch_size: int, num_examples: int, num_devices: int) -> None:
-    """Check that every batch of an epoch, the last one too, can be shared equally.
+    """Check that every batch of an epoch, the last one too, splits evenly over the devices.
 
     Args:
         batch_size: examples per step.
         num_examples: in the training set.
-        num_devices: that share each batch.
+        num_devices: that each batch is split over.
 
     Raises:
-        ConfigError: with the nearest batch size that would do.
+        ConfigError: with the nearest batch size that works.
 
     >>> check_batches(batch_size=128, num_examples=60000, num_devices=8)
     """
@@ -198,6 +215,25 @@ def _check_types(config: ConfigDict, defaults: ConfigDict) -> None:
                 f"config.{key} is {config[key]!r} ({type(config[key]).__name__}); it must be "
                 f"{expected.__name__}"
             )
+
+
+def _check_words(config: ConfigDict) -> None:
+    """Check the keys whose value names an entry of a table."""
+    # Imported here, so that `import jaxcnn` loads neither data nor training code.
+    from jaxcnn.data import AUGMENTATIONS, DATASETS
+    from jaxcnn.train.optim import OPTIMIZERS, SCHEDULES
+
+    for key, choices in (
+        ("model", MODELS),
+        ("dataset", DATASETS),
+        ("dtype", DTYPES),
+        ("optimizer", OPTIMIZERS),
+        ("schedule", SCHEDULES),
+        ("augmentation", AUGMENTATIONS),
+    ):
+        _check_choice(key, config[key], choices)
+    if config.implementation:
+        _check_choice("implementation", config.implementation, cpu.IMPLEMENTATIONS)
 
 
 def _check_choice(key: str, value: str, choices: Any) -> None:
@@ -248,7 +284,7 @@ def _check_image_size(config: ConfigDict) -> None:
     model = create_model(config.model, num_classes=config.num_classes)
     try:
         jax.eval_shape(model.init, jax.random.key(0), images)
-    except ConfigError:  # of the environment: see jaxcnn.ops.implementation
+    except ConfigError:  # of the environment: JAXCNN_IMPLEMENTATION
         raise
     except ValueError as error:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Errors that a user can put right: `train.py` prints their message alone and exits with 2."""
+"""Errors that a user can fix: `train.py` prints only their message and exits with status 2."""
 
 import difflib
 import signal
@@ -10,22 +10,22 @@ class JaxcnnError(Exception):
 
 
 class ConfigError(JaxcnnError, ValueError):
-    """A config that cannot be trained with, or not in the workdir that was given."""
+    """A setting, or an object given in its place, that does not fit the run or its workdir."""
 
 
 class DataError(JaxcnnError, OSError):
-    """A data set that is missing, damaged or not what its name says."""
+    """A data set that is missing or damaged, or whose content is not what its name says."""
 
 
 class TrainingError(JaxcnnError, ArithmeticError):
-    """A run that cannot go on: its loss is not finite, or its checkpoint cannot be written."""
+    """A run that cannot continue: its loss is not finite, or its checkpoint cannot be written."""
 
 
 class StoppedError(JaxcnnError):
-    """A run that was asked to stop, and has saved where it was.
+    """A run that a signal stopped, after it saved a checkpoint.
 
     Attributes:
-        signal: the one that asked.
+        signal: which one.
     """
 
     def __init__(self, message: str, signal: signal.Signals):
@@ -34,10 +34,20 @@ class StoppedError(JaxcnnError):
 
 
 def did_you_mean(given: str, accepted: Iterable[str]) -> str:
-    """Return a hint at the nearest accepted name, or nothing if none is near.
+    """Return a hint at the accepted name that is most similar, or '' if none is.
 
     >>> did_you_mean("lenett", ["lenet", "vgg"])
     " (did you mean 'lenet'?)"
     """
     near = difflib.get_close_matches(given, list(accepted), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of an error's message, cut at 200 characters.
+
+    >>> first_line(ValueError("no such key\nsee the documentation"))
+    'no such key'
+    """
+    lines = f"{error}".strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]

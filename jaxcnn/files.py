@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it holds either its old or its new content, whatever happens.
+    """Write a file so that it has either its old or its new content, whatever happens.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "note.txt"
@@ -26,7 +26,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def sync(paths: Iterable[Path]) -> None:
-    """Wait until files, or the names in folders, are on disk."""
+    """Wait until the content of files, and the names in folders, are on disk."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -37,11 +37,11 @@ def sync(paths: Iterable[Path]) -> None:
 
 @contextlib.contextmanager
 def hold_lock(path: Path, wait: bool) -> Iterator[None]:
-    """Hold a lock on a file; the kernel frees it when the process ends, however it ends.
+    """Hold a lock on a file; the kernel releases it when the process ends, however it ends.
 
     Args:
-        path: of the file; it is made, and then holds the process number of who has the lock.
-        wait: for another process to free it.
+        path: of the file, which is created and contains the number of the process with the lock.
+        wait: whether to wait for another process to release it.
 
     Raises:
         BlockingIOError: if another process holds it and `wait` is false.

@@ -1,28 +1,37 @@
-"""Random keys: each is derived from the seed, its purpose and a count, and none is carried along.
+"""Random keys, each derived from (seed, purpose, count) and never carried along.
 
-A resumed run therefore draws the very numbers that an uninterrupted one would have drawn.
+A resumed run therefore draws the same numbers as one that was never interrupted.
 """
 
 import enum
 
 import jax
+from jax import lax
 
 
 class Purpose(enum.IntEnum):
-    """What random numbers are for; each has a stream of its own."""
+    """What random numbers are for; each purpose has a stream of its own."""
 
     INIT = 0
     SHUFFLE = 1
     DROPOUT = 2
+    AUGMENT = 3
 
 
-def derive_key(seed: int | jax.Array, purpose: Purpose, count: int | jax.Array = 0) -> jax.Array:
-    """Return the key of the count-th draw (an epoch or a step) for a purpose.
+def derive_key(
+    seed: int | jax.Array,
+    purpose: Purpose,
+    count: int | jax.Array = 0,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Return the key of one draw.
 
     Args:
         seed: of the run, 0 to 2**31 - 1.
-        purpose: whose stream to draw from.
-        count: from 0, such as the epoch or the step.
+        purpose: selects the stream.
+        count: position in the stream, from 0, such as the epoch or the step.
+        axis_name: mapped axis along which each device draws numbers of its own; None for one
+            device.
 
     Returns:
         A typed JAX key, scalar.
@@ -30,4 +39,5 @@ def derive_key(seed: int | jax.Array, purpose: Purpose, count: int | jax.Array =
     >>> derive_key(0, Purpose.SHUFFLE, 3) == derive_key(0, Purpose.DROPOUT, 3)
     Array(False, dtype=bool)
     """
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), count)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), count)
+    return key if axis_name is None else jax.random.fold_in(key, lax.axis_index(axis_name))

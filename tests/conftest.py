@@ -12,11 +12,20 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+# Each worker of pytest-xdist on a processor of its own, with the processes that it starts: the
+# threads of two computations would wait for each other on the same processors.
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    processors = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {processors[int(worker.removeprefix("gw")) % len(processors)]})
+
 import jax
 import pytest
+from flax import linen as nn
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxcnn.config import get_default_config, smoke
 from jaxcnn.data.fashion_mnist import DEBIAN_FOLDER, load_fashion_mnist
+from jaxcnn.layers import BatchNorm, Dense, flatten
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -25,12 +34,17 @@ ROOT = Path(__file__).parents[1]
 collect_ignore = ["torch_nets.py"]  # no tests in it, and it takes PyTorch to import
 
 
-LONGEST = ["test_walkthrough", "test_gradients"]  # files
+LONGEST = ["test_walkthrough", "test_gradients", "test_processes"]  # files
 
 
 def pytest_collection_modifyitems(items):
     """Begin with the longest tests: of several processes, none has to wait for one in the end."""
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+def pytest_configure(config):
+    """Register the marker that `make test-fast` leaves out."""
+    config.addinivalue_line("markers", "slow: takes more than about two seconds")
 
 
 @pytest.fixture(scope="session")
@@ -49,12 +63,78 @@ def data_dir(tmp_path_factory, published_files) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def compiled_programs(tmp_path_factory) -> Path:
+    """The folder of `compile_cache`, the same for all of pytest's workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compile_cache(compiled_programs):
+    """Compile each program once, however often the tests of a module ask for it.
+
+    JAX warns of programs that it cannot keep, which are those of the CPU engine, and of a file that
+    another worker is still writing; `CACHED` also silences that.
+    """
+    settings = {
+        "jax_compilation_cache_dir": str(compiled_programs),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for values in (settings, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is settings:
+            yield
+
+
+CACHED = [
+    pytest.mark.usefixtures("compile_cache"),
+    pytest.mark.filterwarnings("ignore:Error (reading|writing) persistent compilation cache entry"),
+]
+
+
+class Tiny(nn.Module):
+    """A model of few numbers that compiles in a moment, with BatchNorm and dropout."""
+
+    features: int = 8
+    dropout_rate: float = 0.25
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = Dense(self.features)(flatten(images[:, ::4, ::4]))
+        x = BatchNorm(use_running_average=not train, axis_name=self.axis_name)(x)
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        return Dense(10)(x)
+
+
+class Brightness(nn.Module):
+    """The mean of each image as its first logit of ten; its parameter hardly has an effect."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        unused = self.param("unused", nn.initializers.zeros, (1, 10))
+        return images.mean(axis=(1, 2, 3))[:, None] * jax.nn.one_hot(0, 10)[None] + 1e-9 * unused
+
+
+def small_config(**changes):
+    """Two epochs of eight steps on the sample, the last of them smaller, on one device."""
+    config = smoke(get_default_config(), image_size=28)
+    config.num_devices, config.momentum = 1, 0.9
+    config.update(changes)
+    return config
+
+
 @pytest.fixture
 def tiny_config():
-    """LeNet for two epochs of eight steps, the last of them smaller, on one device."""
-    config = smoke(get_default_config(), image_size=28)
-    config.num_devices = 1
-    return config
+    """`small_config`, to be changed by a test."""
+    return small_config()
 
 
 @pytest.fixture

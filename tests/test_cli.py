@@ -1,5 +1,6 @@
 """train.py as a person meets it, each time in a process of its own."""
 
+import dataclasses
 import importlib.metadata
 
 import pytest
@@ -11,6 +12,7 @@ from jaxcnn.data import fashion_mnist
 from jaxcnn.data.__main__ import main as data_main
 
 
+@pytest.mark.slow
 def test_smoke_run_prints_its_progress_and_its_results(run_python, tmp_path):
     result = run_python("train.py", "--config=configs/lenet.py:smoke", f"--workdir={tmp_path}")
     assert result.returncode == 0, result.stderr
@@ -34,7 +36,7 @@ def test_smoke_run_prints_its_progress_and_its_results(run_python, tmp_path):
         (["--config=configs/lenet.py", "--config.num_epochs=0"], "at least 1"),
         (["--config=configs/lenet.py", "--nonsense"], "'nonsense'"),
         (["--config=configs/lenet.py", "nonsense"], "unexpected argument 'nonsense'"),
-        (["--config=configs/lenet.py", "--workdir=/proc/none"], "cannot read or write"),
+        (["--config=configs/lenet.py:smoke", "--workdir=/proc/none"], "cannot read or write"),
         (["--config=configs/lenet.py", "--config.data_source=/none"], "not a folder"),
         (["--config=configs/lenet.py:smoke", "--config.batch_size=999"], "only 240"),
     ],
@@ -97,7 +99,9 @@ def test_installing_pulls_in_no_tensorflow_and_no_torch():
 
 def test_data_command_says_whether_the_data_are_there(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "none")
+    debian = dataclasses.replace(fashion_mnist.FASHION_MNIST.debian, folder=tmp_path / "none")
+    spec = dataclasses.replace(fashion_mnist.FASHION_MNIST, debian=debian)
+    monkeypatch.setattr(fashion_mnist, "FASHION_MNIST", spec)
     monkeypatch.setattr(tfds.image_classification.FashionMNIST, "URL", "http://127.0.0.1:9/")
     assert data_main(["--check"]) == 1
     assert data_main([]) == 3  # on which `make train` takes the sample

@@ -9,7 +9,7 @@ from conftest import ROOT
 from jaxcnn.config import check_batches, get_default_config, validate_config
 from jaxcnn.errors import ConfigError
 from jaxcnn.models import MODELS
-from jaxcnn.train.workdir import MAY_CHANGE
+from jaxcnn.train.record.workdir import MAY_CHANGE
 
 FILES = sorted(ROOT.glob("configs/*.py"))
 # d2l's: model, image size, learning rate; batch 128, ten epochs, plain SGD for all.
@@ -34,7 +34,7 @@ def test_every_key_is_read_outside_the_config():
         if path.name != "config.py":
             for node in ast.walk(ast.parse(path.read_text())):
                 is_read = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
-                if is_read and ast.unparse(node.value) in ("config", "self._config"):
+                if is_read and re.search(r"\b_?config$", ast.unparse(node.value)):
                     read.add(node.attr)
     assert set(get_default_config()) <= read
 
@@ -45,14 +45,16 @@ def test_every_key_is_explained():
         assert re.search(rf"config\.{key} = .+  # .{{10,}}", source), key
 
 
-def test_every_model_has_a_config_file():
-    assert set(MODELS) <= {p.stem for p in FILES}
+def test_every_command_of_the_readme_has_a_config_file():
+    commands = set(re.findall(r"--config configs/(\w+)\.py", (ROOT / "README.md").read_text()))
+    assert {"lenet", "resnet18"} <= commands <= {path.stem for path in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_config_files_hold(path):
     config = load(path)
     validate_config(config)
+    assert config.model in MODELS
     assert f"python train.py --config configs/{path.name}" in path.read_text()
 
 
@@ -94,6 +96,10 @@ def test_unknown_key_is_refused_when_set():
         ("dataset", "mnist", "accepted: fashion_mnist, "),
         ("dtype", "float16", "bfloat16"),
         ("dtype", "float64", "JAX_ENABLE_X64"),
+        ("optimizer", "sdg", "did you mean 'sgd'"),
+        ("schedule", "cosine", "accepted: constant"),
+        ("augmentation", "flip", "accepted: none"),
+        ("implementation", "fast", "accepted: auto, xla"),
         ("num_classes", 0, "at least 1"),
         ("image_size", 0, "at least 1"),
         ("image_size", 11, "too small for model 'lenet'"),

@@ -8,8 +8,8 @@ from PIL import Image
 from rich.console import Console
 
 from jaxcnn.inspect import plot_curves
-from jaxcnn.train import display as display_module
-from jaxcnn.train.display import Display
+from jaxcnn.train.record import display as display_module
+from jaxcnn.train.record.display import Display
 
 ROW = {
     "epoch": 1,
@@ -18,7 +18,6 @@ ROW = {
     "train_accuracy": 0.25,
     "test_loss": 1.5,
     "test_accuracy": 0.5,
-    "images_per_second": 1234.5,
 }
 
 
@@ -26,10 +25,13 @@ def show(terminal):
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=120, highlight=False)
     with Display(8, 2, console) as display:
-        display.step(1, 3, 1000.0, 2.25, 0.125)
+        display.step(1, 3, 1000.0, {"loss": 2.25, "accuracy": 0.125})
         display._live.refresh()
         display.evaluating()
-        display.epoch(ROW)
+        train, test = (
+            {n: ROW[f"{s}_{n}"] for n in ("loss", "accuracy")} for s in ("train", "test")
+        )
+        display.epoch(1, 4, 1234.5, train, test)
     return out.getvalue()
 
 

@@ -12,16 +12,17 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from jaxcnn.config import get_default_config, smoke
+from conftest import CACHED, Tiny, small_config
 from jaxcnn.errors import ConfigError, TrainingError
-from jaxcnn.train import (
-    TrainState,
-    train_and_evaluate,
-)
-from jaxcnn.train.checkpoint import Checkpoints, Progress
-from jaxcnn.train.logs import TensorBoard
-from jaxcnn.train.workdir import Workdir
+from jaxcnn.models import VGG, ResNet
+from jaxcnn.train import Metrics, TrainState, train_and_evaluate
+from jaxcnn.train.programs import Programs
+from jaxcnn.train.record.checkpoint import Checkpoints
+from jaxcnn.train.record.logs import TensorBoard
+from jaxcnn.train.record.progress import Progress
+from jaxcnn.train.record.workdir import Workdir
 
+pytestmark = CACHED
 TIMINGS = {"images_per_second", "compile_seconds", "train_seconds", "test_seconds"}
 
 
@@ -34,13 +35,15 @@ def assert_same_bits(a, b):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
 
 
+def train_tiny(config, folder):
+    return train_and_evaluate(config, folder, model=Tiny())
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, compile_cache):
     """The workdir and the state of a run of `tiny_config`."""
     folder = tmp_path_factory.mktemp("trained")
-    config = smoke(get_default_config(), image_size=28)
-    config.num_devices = 1
-    return folder, train_and_evaluate(config, folder)
+    return folder, train_tiny(small_config(), folder)
 
 
 @pytest.fixture
@@ -72,7 +75,7 @@ def test_a_run_leaves_what_it_promises(tiny_config, trained):
     mean = np.average([row["loss"] for row in steps[:8]], weights=weights)
     assert abs(mean - metrics[0]["train_loss"]) < 1e-6
     run = json.loads((tmp_path / "run.json").read_text())
-    assert run["config"] == tiny_config.to_dict()
+    assert run["config"] == {**tiny_config.to_dict(), "model": "object Tiny"}
     assert run["data"]["train"] != run["data"]["test"]
     assert [start["versions"]["jax"] for start in run["starts"]] == [jax.__version__]
     assert run["starts"][0]["devices"] == ["cpu: cpu"]
@@ -82,13 +85,13 @@ def test_a_run_leaves_what_it_promises(tiny_config, trained):
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
+@pytest.mark.slow
 def test_going_on_equals_never_having_stopped(tiny_config, tmp_path):
-    tiny_config.momentum = 0.9
     tiny_config.num_epochs = 3
-    straight = train_and_evaluate(tiny_config, tmp_path / "straight")
+    straight = train_tiny(tiny_config, tmp_path / "straight")
     for epochs in (1, 3):
         tiny_config.num_epochs = epochs
-        resumed = train_and_evaluate(tiny_config, tmp_path / "resumed")
+        resumed = train_tiny(tiny_config, tmp_path / "resumed")
     assert_same_bits(straight, resumed)
     for name in ("metrics.jsonl", "steps.jsonl"):
         assert rows(tmp_path / "straight", name) == rows(tmp_path / "resumed", name)
@@ -98,14 +101,14 @@ def test_rows_after_the_checkpoint_and_torn_lines_are_dropped(tiny_config, finis
     expected = rows(finished)
     with (finished / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3, "step": 24}\n{"epoch": 4, "st')
-    train_and_evaluate(tiny_config, finished)
+    train_tiny(tiny_config, finished)
     assert rows(finished) == expected
 
 
 def test_a_finished_run_is_left_as_it_is(tiny_config, trained, finished, capsys):
     _, first = trained
     before = (finished / "metrics.jsonl").read_text()
-    second = train_and_evaluate(tiny_config, finished)
+    second = train_tiny(tiny_config, finished)
     assert_same_bits(first, second)
     assert (finished / "metrics.jsonl").read_text() == before
     out = capsys.readouterr().out
@@ -114,11 +117,12 @@ def test_a_finished_run_is_left_as_it_is(tiny_config, trained, finished, capsys)
     assert "done" in out
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_over_another_number_of_devices(tiny_config, tmp_path):
     for devices, epochs in ((1, 1), (2, 2), (1, 3)):
         tiny_config.num_devices, tiny_config.num_epochs = devices, epochs
-        state = train_and_evaluate(tiny_config, tmp_path)
-        assert len(state.params["conv1"]["kernel"].sharding.device_set) == devices
+        state = train_tiny(tiny_config, tmp_path)
+        assert len(state.params["Dense_0"]["kernel"].sharding.device_set) == devices
     assert [row["step"] for row in rows(tmp_path)] == [8, 16, 24]
 
 
@@ -140,7 +144,7 @@ def test_other_settings_are_refused_and_nothing_is_overwritten(tiny_config, fini
     tiny_config.learning_rate = 0.5
     tiny_config.seed = 3
     with pytest.raises(ConfigError) as error:
-        train_and_evaluate(tiny_config, finished)
+        train_tiny(tiny_config, finished)
     assert "learning_rate was 0.1 and is 0.5; seed was 0 and is 3" in str(error.value)
     assert (finished / "run.json").read_text() == before
 
@@ -148,41 +152,42 @@ def test_other_settings_are_refused_and_nothing_is_overwritten(tiny_config, fini
 def test_settings_may_change_before_the_first_checkpoint(tiny_config, tmp_path):
     for rate in (0.1, 0.5):
         tiny_config.learning_rate = rate
-        with Workdir(tmp_path, tiny_config, digests={}, environment={}):
+        with Workdir(tmp_path, tiny_config.to_dict(), digests={}, environment={}):
             pass
     assert json.loads((tmp_path / "run.json").read_text())["config"]["learning_rate"] == 0.5
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_others(tiny_config, tmp_path):
     tiny_config.num_epochs = 1
-    first = train_and_evaluate(tiny_config, tmp_path / "a")
-    again = train_and_evaluate(tiny_config, tmp_path / "b")
+    first = train_tiny(tiny_config, tmp_path / "a")
+    again = train_tiny(tiny_config, tmp_path / "b")
     assert_same_bits(first, again)
     tiny_config.seed = 1
-    other = train_and_evaluate(tiny_config, tmp_path / "c")
-    assert (first.params["conv1"]["kernel"] != other.params["conv1"]["kernel"]).any()
+    other = train_tiny(tiny_config, tmp_path / "c")
+    assert (first.params["Dense_0"]["kernel"] != other.params["Dense_0"]["kernel"]).any()
 
 
-@pytest.mark.parametrize("model", ["vgg", "resnet18"])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [VGG(arch=((1, 4), (1, 4))), ResNet(arch=((1, 4), (1, 4)))])
 def test_every_kind_of_model_trains(tiny_config, tmp_path, model):
-    tiny_config.update(
-        model=model, image_size=32, num_epochs=1, max_train_examples=48, max_test_examples=10
-    )
+    tiny_config.update(num_epochs=1, max_train_examples=48, max_test_examples=10)
     tiny_config.num_devices = 2
-    state = train_and_evaluate(tiny_config, tmp_path)
+    state = train_and_evaluate(tiny_config, tmp_path, model=model)
     assert int(state.step) == 2
-    assert bool(state.batch_stats) == (model == "resnet18")
+    assert bool(state.batch_stats) == isinstance(model, ResNet)
 
 
 def test_a_workdir_in_use_is_refused(tiny_config, tmp_path):
     with (
-        Workdir(tmp_path, tiny_config, digests={}, environment={}),
+        Workdir(tmp_path, tiny_config.to_dict(), digests={}, environment={}),
         pytest.raises(ConfigError, match=f"process {os.getpid()}"),
     ):
-        train_and_evaluate(tiny_config, tmp_path)
-    train_and_evaluate(tiny_config, tmp_path)  # free again
+        train_tiny(tiny_config, tmp_path)
+    train_tiny(tiny_config, tmp_path)  # free again
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(
     tiny_config, trained, finished, capsys
 ):
@@ -191,7 +196,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(
     for path in (finished / "checkpoints" / "16" / "state").rglob("*"):
         if path.is_file() and path.parent.name == "d":
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    resumed = train_and_evaluate(tiny_config, finished)
+    resumed = train_tiny(tiny_config, finished)
     assert "checkpoint 16 is damaged" in capsys.readouterr().out
     assert_same_bits(straight, resumed)
     assert rows(finished) == expected
@@ -203,7 +208,7 @@ def test_no_good_checkpoint_is_an_error(tiny_config, finished):
     for step in ("8", "16"):
         (finished / "checkpoints" / step / "state" / "_METADATA").unlink()
     with pytest.raises(ConfigError, match=r"no checkpoint .* is good"):
-        train_and_evaluate(tiny_config, finished)
+        train_tiny(tiny_config, finished)
 
 
 def test_another_environment_is_noted(tiny_config, finished, capsys):
@@ -211,7 +216,7 @@ def test_another_environment_is_noted(tiny_config, finished, capsys):
     run["starts"][0]["versions"]["jax"] = "0.1"
     (finished / "run.json").write_text(json.dumps(run))
     for noted in (True, False):  # noted once, then it is the last start's
-        train_and_evaluate(tiny_config, finished)
+        train_tiny(tiny_config, finished)
         assert ("note: versions was {'jaxcnn'" in capsys.readouterr().out) == noted
 
 
@@ -220,20 +225,20 @@ def test_other_data_are_refused(tiny_config, finished):
     run["data"]["test"] = "0" * 64
     (finished / "run.json").write_text(json.dumps(run))
     with pytest.raises(ConfigError, match="holds a run on other data"):
-        train_and_evaluate(tiny_config, finished)
+        train_tiny(tiny_config, finished)
 
 
 def test_logs_without_checkpoints_are_not_overwritten(tiny_config, finished):
     shutil.rmtree(finished / "checkpoints")
     before = (finished / "metrics.jsonl").read_text()
     with pytest.raises(ConfigError, match="has logs but no checkpoints any more"):
-        train_and_evaluate(tiny_config, finished)
+        train_tiny(tiny_config, finished)
     tiny_config.seed = 5
     with pytest.raises(ConfigError, match="seed was 0 and is 5"):
-        train_and_evaluate(tiny_config, finished)
+        train_tiny(tiny_config, finished)
     (finished / "run.json").unlink()
     with pytest.raises(ConfigError, match=r"run\.json cannot be read"):
-        train_and_evaluate(tiny_config, finished)
+        train_tiny(tiny_config, finished)
     assert (finished / "metrics.jsonl").read_text() == before
 
 
@@ -243,7 +248,7 @@ def test_a_damaged_line_within_a_log_is_named(tiny_config, finished, line):
     first, second = path.read_bytes().splitlines()
     path.write_bytes(b"\n".join([first, line, second, b""]))
     with pytest.raises(ConfigError, match=r"line 2 of .*metrics\.jsonl' is damaged"):
-        train_and_evaluate(tiny_config, finished)
+        train_tiny(tiny_config, finished)
 
 
 def scalars(folder):
@@ -280,23 +285,32 @@ def test_unreadable_config_beside_checkpoints_is_refused(tiny_config, finished, 
     if content is not None:
         (finished / "run.json").write_text(content)
     with pytest.raises(ConfigError, match=r"run\.json cannot be read"):
-        train_and_evaluate(tiny_config, finished)
+        train_tiny(tiny_config, finished)
 
 
 def test_a_finished_run_without_its_metrics_says_so(tiny_config, finished, capsys):
     (finished / "metrics.jsonl").unlink()
-    train_and_evaluate(tiny_config, finished)
+    train_tiny(tiny_config, finished)
     assert "nothing to show" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path):
-    tiny_config.model = "lenet_modern"
     tiny_config.learning_rate = 1e30
-    with pytest.raises(TrainingError, match=r"loss is (nan|inf) at step \d.*smaller learning_rate"):
-        train_and_evaluate(tiny_config, tmp_path / "bad")
+    with pytest.raises(TrainingError, match=r"^the loss is (nan|inf) at step [1-8];.* smaller"):
+        train_tiny(tiny_config, tmp_path / "bad")
     assert not list((tmp_path / "bad" / "checkpoints").iterdir())
 
 
+def test_a_test_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path, monkeypatch):
+    nan = Metrics(jnp.float32(jnp.nan), jnp.float32(1), jnp.float32(2))
+    monkeypatch.setattr(Programs, "evaluate", lambda *args: iter([nan]))
+    with pytest.raises(TrainingError, match=r"^the test loss is nan at step 8;"):
+        train_tiny(tiny_config, tmp_path)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
 def test_the_largest_seed_trains(tiny_config, tmp_path):
     tiny_config.seed, tiny_config.num_epochs = 2**31 - 1, 1
-    assert int(train_and_evaluate(tiny_config, tmp_path).step) == 8
+    assert int(train_tiny(tiny_config, tmp_path).step) == 8

@@ -10,47 +10,66 @@ import pytest
 from flax import linen as nn
 
 import references
+from conftest import CACHED, Brightness, Tiny, small_config
 from jaxcnn.config import get_default_config
-from jaxcnn.data import load_fashion_mnist_sample, preprocess
-from jaxcnn.layers import Conv, Dense, avg_pool, flatten
-from jaxcnn.models import LeNetModern, ResNet, create_model
+from jaxcnn.data import epoch_batches, load_fashion_mnist_sample, preprocess
+from jaxcnn.layers import BatchNorm, Conv, Dense, avg_pool, flatten
+from jaxcnn.models import LeNetModern
 from jaxcnn.train import create_optimizer, create_train_state, eval_step, train_step
-from jaxcnn.train.parallel import DataParallel
+from jaxcnn.train.pace import Pace
+from jaxcnn.train.prepare import prepare
 from jaxcnn.train.programs import Programs
 
+pytestmark = CACHED
 TRAIN, TEST = load_fashion_mnist_sample("train"), load_fashion_mnist_sample("test")
 
 
 def batch(size=8):
-    return preprocess(jnp.asarray(TRAIN.images[:size])), jnp.asarray(TRAIN.labels[:size])
+    return preprocess(jnp.asarray(TRAIN.images[:size]), 12), jnp.asarray(TRAIN.labels[:size])
 
 
-def make_programs(model_of, config, train, test, dtype=jnp.float32):
-    """Build what `train_and_evaluate` builds, for any model: `model_of(axis_name)`."""
-    parallel = DataParallel(config.num_devices)
-    model, optimizer = model_of(parallel.axis_name), create_optimizer(config)
-    shape = (config.image_size, config.image_size, 1)
-    state = create_train_state(model_of(None), optimizer, shape, config.seed, dtype)
-    state = parallel.replicate(state)
-    return Programs(config, parallel, model, optimizer, train, test, state), state
+@functools.cache
+def compiled(name="", *, devices=1, steps_per_call=1, num_train=100, num_test=50, batch_size=16):
+    """The set-up and programs of a model, or a tiny one: six full batches and one of four."""
+    config = small_config(
+        model=name or "lenet",
+        image_size=12,
+        batch_size=batch_size,
+        num_devices=devices,
+        steps_per_call=steps_per_call,
+        max_train_examples=num_train,
+        max_test_examples=num_test,
+    )
+    setup = prepare(config, model=None if name else Tiny())
+    return setup, Programs(setup)
 
 
-def run_epochs(programs, state, epochs=1):
-    losses = []
-    for step in range(0, epochs * programs.steps_per_epoch, programs.steps_per_epoch):
-        for call in programs.train_epoch(step):
-            state, metrics = call(state)
-            losses += [row.loss() for row in metrics.per_step()]
-    return state, losses
+def compiled_over(devices):
+    if devices == 1:
+        return compiled()
+    return compiled(devices=devices, num_train=32, num_test=48)
 
 
-def small_config(**changes):
-    config = get_default_config()
-    config.batch_size, config.num_devices, config.steps_per_call = 16, 1, 1
-    config.update(changes)
-    return config
+def start(setup):
+    """A copy of the state to start from, since training takes over its memory."""
+    return setup.parallel.replicate(jax.tree.map(np.array, setup.state))
 
 
+def run(setup, programs, state, begin, end, max_steps=None):
+    """Train from one step to another; return the state and the metrics of each step."""
+    max_steps = max_steps or programs.max_steps
+    pace, rows = Pace(setup.full_batches, setup.steps_per_epoch, max_steps), []
+    for step, count in pace.calls(begin, end):
+        state, metrics = programs.train(state, step, count)
+        rows += metrics.per_step()
+    return state, rows
+
+
+def losses_of(rows):
+    return [row.loss() for row in rows]
+
+
+@pytest.mark.slow
 def test_a_run_starts_from_the_weights_that_create_train_state_makes(run_python):
     """Though compiled otherwise; in a process of its own, where LLVM optimises as for users."""
     code = (
@@ -63,17 +82,19 @@ def test_a_run_starts_from_the_weights_that_create_train_state_makes(run_python)
     assert run_python("-c", code).stdout == "True 22\n"
 
 
+@pytest.mark.slow
 def test_step_is_gradient_descent_on_the_mean_cross_entropy():
     model, optimizer = LeNetModern(), optax.sgd(0.1)
-    state = create_train_state(model, optimizer, (28, 28, 1))
+    state = create_train_state(model, optimizer, (12, 12, 1))
     images, labels = batch()
 
     def loss_fn(params):
         log_probabilities = jax.nn.log_softmax(model.apply({"params": params}, images))
         return -log_probabilities[jnp.arange(8), labels].mean()
 
-    loss, grads = jax.value_and_grad(loss_fn)(state.params)
-    new, metrics = train_step(state, images, labels, model=model, optimizer=optimizer)
+    loss, grads = jax.jit(jax.value_and_grad(loss_fn))(state.params)
+    step = jax.jit(functools.partial(train_step, model=model, optimizer=optimizer))
+    new, metrics = step(state, images, labels)
     expected = jax.tree.map(lambda p, g: p - jnp.float32(0.1) * g, state.params, grads)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.params, expected)
     assert int(new.step) == 1
@@ -99,16 +120,15 @@ def test_step_is_the_references_step():
         model, optimizer = TinyLeNet(), optax.sgd(0.5)
         state = create_train_state(model, optimizer, (6, 4, 1), dtype=jnp.float64)
         params = jax.tree.map(np.array, state.params)
-        logits = model.apply(state.variables, jnp.asarray(images))
+        logits = jax.jit(model.apply)(state.variables, jnp.asarray(images))
         np.testing.assert_allclose(logits, references.tiny_lenet(params, images), rtol=1e-10)
         loss, expected = references.sgd_step(
             lambda p: references.cross_entropy(references.tiny_lenet(p, images), labels),
             params,
             0.5,
         )
-        new, metrics = train_step(
-            state, jnp.asarray(images), jnp.asarray(labels), model=model, optimizer=optimizer
-        )
+        step = jax.jit(functools.partial(train_step, model=model, optimizer=optimizer))
+        new, metrics = step(state, jnp.asarray(images), jnp.asarray(labels))
         assert abs(metrics.total().loss() - loss) < 1e-10
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9), new.params, expected
@@ -116,8 +136,9 @@ def test_step_is_the_references_step():
 
 
 def test_momentum_and_weight_decay_are_pytorchs():
-    config = small_config(learning_rate=0.5, momentum=0.9, weight_decay=0.1)
-    optimizer = create_optimizer(config)
+    config = get_default_config()
+    config.update(learning_rate=0.5, momentum=0.9, weight_decay=0.1)
+    optimizer = create_optimizer(config, num_steps=3)
     param, velocity = 2.0, 0.0
     params, state = jnp.float32(2.0), optimizer.init(jnp.float32(2.0))
     for grad in (1.0, -0.5, 0.25):
@@ -129,9 +150,9 @@ def test_momentum_and_weight_decay_are_pytorchs():
 
 
 def test_dropout_depends_on_seed_and_step():
-    model, optimizer = create_model("vgg"), optax.sgd(0.0)
-    state = create_train_state(model, optimizer, (32, 32, 1))
-    images = jnp.ones((2, 32, 32, 1))
+    model, optimizer = Tiny(), optax.sgd(0.0)
+    state = create_train_state(model, optimizer, (8, 8, 1))
+    images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
 
     @jax.jit
     def loss(state, seed):
@@ -148,39 +169,44 @@ def test_dropout_depends_on_seed_and_step():
 
 def test_eval_step_ignores_padding():
     model = LeNetModern()
-    state = create_train_state(model, optax.sgd(0.1), (28, 28, 1))
+    state = create_train_state(model, optax.sgd(0.1), (12, 12, 1))
     images, labels = batch(4)
-    whole = eval_step(state, images, labels, jnp.ones(4), model=model).total()
-    padded = eval_step(
+    step = jax.jit(functools.partial(eval_step, model=model))
+    whole = step(state, images, labels, jnp.ones(4)).total()
+    padded = step(
         state,
         jnp.concatenate([images, images + 1]),
         jnp.concatenate([labels, labels]),
         jnp.array([1.0] * 4 + [0.0] * 4),
-        model=model,
     ).total()
     assert padded.count == 4
     assert abs(padded.loss_sum - whole.loss_sum) < 1e-5
     assert padded.correct == whole.correct
 
 
+class Normalized(nn.Module):
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = Conv(4, 3, strides=2, padding=1, dtype=jnp.float64)(x)
+        norm = BatchNorm(not train, axis_name=self.axis_name, dtype=jnp.float64)
+        return Dense(10, dtype=jnp.float64)(flatten(nn.relu(norm(x))))
+
+
+@pytest.mark.slow
 def test_devices_agree_in_float64():
     """Synchronised BatchNorm, averaged gradients, the smaller last batch: all as on one device."""
-
-    def model_of(axis_name):
-        return ResNet(arch=((1, 8), (1, 16)), dtype=jnp.float64, axis_name=axis_name)
-
-    results = []
+    model, results = Normalized(), []
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         for n in (1, 8):
-            config = small_config(num_devices=n, image_size=32, learning_rate=0.05)
+            config = small_config(num_devices=n, batch_size=16, learning_rate=0.05)
             config.dtype = "float64"
-            programs, state = make_programs(
-                model_of, config, TRAIN.first(56), TEST.first(19), jnp.float64
-            )
-            state, losses = run_epochs(programs, state, epochs=2)
-            results.append(
-                (losses, jax.device_get(state), list(programs.evaluate(state))[-1].total())
-            )
+            setup = prepare(config, model=model, train=TRAIN.first(56), test=TEST.first(19))
+            programs = Programs(setup)
+            state, rows = run(setup, programs, setup.state, 0, 8)
+            total = list(programs.evaluate(state))[-1].total()
+            results.append((losses_of(rows), jax.device_get(state), total))
     (losses, state, total), (losses_n, state_n, total_n) = results
     assert len(losses) == 8
     np.testing.assert_allclose(losses_n, losses, rtol=1e-6)  # losses are logged in float32
@@ -191,86 +217,104 @@ def test_devices_agree_in_float64():
     assert abs(total.loss_sum - total_n.loss_sum) < 1e-4
 
 
-@pytest.mark.parametrize("steps_per_call", [2, 3, 50])
-def test_many_steps_per_call_are_the_same_steps(steps_per_call):
+@pytest.mark.slow
+@pytest.mark.parametrize("max_steps", [1, 2, 3, 50])
+def test_many_steps_per_call_are_the_same_steps(max_steps):
     results = []
-    for n in (1, steps_per_call):
-        config = small_config(steps_per_call=n)
-        programs, state = make_programs(
-            lambda axis_name: LeNetModern(), config, TRAIN.first(100), TEST.first(50)
-        )
-        state, losses = run_epochs(programs, state, epochs=2)
-        results.append((int(state.step), losses, list(programs.evaluate(state))[-1].total()))
-    (step, losses, total), (step_n, losses_n, total_n) = results
+    for n, most in ((1, 1), (50, max_steps)):
+        setup, programs = compiled("lenet_modern", steps_per_call=n)
+        state, rows = run(setup, programs, start(setup), 0, 14, most)
+        results.append((int(state.step), losses_of(rows)))
+    (step, losses), (step_n, losses_n) = results
     assert step == step_n == len(losses) == len(losses_n) == 14
     np.testing.assert_allclose(losses_n, losses, rtol=1e-4)
-    assert (total_n.count, total_n.correct) == (total.count, total.correct)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 3, None])
+def test_evaluation_yields_running_totals_of_any_number_of_batches(count):
+    expected = [each.total() for each in compiled()[1].evaluate(compiled()[0].state)]
+    assert [total.count for total in expected] == [16, 32, 48, 50]
+    setup, programs = compiled(steps_per_call=50)
+    totals = [each.total() for each in programs.evaluate(setup.state, count)]
+    assert [total.count for total in totals] == {1: [16, 32, 48, 50], 3: [48, 50], None: [50]}[
+        count
+    ]
+    assert totals[-1].correct == expected[-1].correct
+    assert totals[-1].loss_sum == pytest.approx(expected[-1].loss_sum, rel=1e-6)
 
 
 def test_an_epoch_can_be_entered_anywhere():
-    config = small_config()
-    programs, state = make_programs(
-        lambda axis_name: LeNetModern(), config, TRAIN.first(40), TEST.first(10)
-    )
-    start = jax.device_get(state)
-    whole, losses = run_epochs(programs, state)
-    for entry in (1, 2):  # 2 is the smaller last batch
-        state = programs._parallel.replicate(start)
-        for call in list(programs.train_epoch(0))[:entry]:
-            state, _ = call(state)
-        rest = []
-        for call in programs.train_epoch(entry):
-            state, metrics = call(state)
-            rest += [row.loss() for row in metrics.per_step()]
-        assert rest == losses[entry:]
+    setup, programs = compiled()
+    whole, rows = run(setup, programs, start(setup), 0, 7)
+    for entry in (1, 6):  # 6 is the smaller last batch
+        state, before = run(setup, programs, start(setup), 0, entry)
+        state, after = run(setup, programs, state, entry, 7)
+        assert before + after == rows
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(whole))
 
 
 def test_an_epoch_trains_on_each_example_once_with_the_last_smaller_batch():
-    config = small_config(batch_size=32)
-    programs, state = make_programs(
-        lambda axis_name: LeNetModern(), config, TRAIN.first(100), TEST.first(10)
-    )
-    counts = []
-    for call in programs.train_epoch(0):
-        state, metrics = call(state)
-        counts += [row.count for row in metrics.per_step()]
-    assert counts == [32, 32, 32, 4]
+    setup, programs = compiled()
+    _, rows = run(setup, programs, start(setup), 0, 7)
+    assert [row.count for row in rows] == [16, 16, 16, 16, 16, 16, 4]
+
+
+def test_every_epoch_has_an_order_of_its_own():
+    config = small_config(batch_size=16, steps_per_call=1, max_train_examples=40, seed=5)
+    setup = prepare(config, model=Brightness())
+    programs, state = Programs(setup), setup.state
+    logits = Brightness().apply(jax.device_get(state).variables, preprocess(setup.train.images))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, setup.train.labels)
+    for epoch in (0, 1, 2, 0):
+        state = state.replace(step=setup.parallel.replicate(jnp.int32(3 * epoch)))
+        state, rows = run(setup, programs, state, 3 * epoch, 3 * epoch + 3)
+        full, last = epoch_batches(5, epoch, 40, 16)
+        expected = [float(losses[indices].mean()) for indices in (*full, *last)]
+        np.testing.assert_allclose(losses_of(rows), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("step", "count"), [(0, 0), (0, 7), (5, 2), (6, 2)])
+def test_a_call_beyond_its_batches_is_refused(step, count):
+    setup, programs = compiled(steps_per_call=50)
+    with pytest.raises(ValueError, match=f"after step {step}, count must be 1 to"):
+        programs.train(setup.state, step, count)
 
 
 @pytest.mark.parametrize(
-    ("examples", "batch_size", "devices"), [(50, 16, 1), (48, 16, 2), (7, 8, 4)]
+    ("examples", "batch_size", "devices"),
+    [
+        (50, 16, 1),
+        pytest.param(48, 16, 2, marks=pytest.mark.slow),
+        pytest.param(7, 8, 4, marks=pytest.mark.slow),
+    ],
 )
 def test_evaluation_counts_each_example_once(examples, batch_size, devices):
-    config = small_config(batch_size=batch_size, num_devices=devices)
-    model = LeNetModern()
-    programs, state = make_programs(
-        lambda axis_name: model, config, TRAIN.first(batch_size), TEST.first(examples)
-    )
-    total = list(programs.evaluate(state))[-1].total()
-    images, labels = preprocess(jnp.asarray(TEST.images[:examples])), TEST.labels[:examples]
-    logits = model.apply(jax.device_get(state).variables, images)
+    setup, programs = compiled_over(devices)
+    if devices == 4:
+        setup, programs = compiled(devices=4, num_train=16, num_test=7, batch_size=8)
+    assert (len(setup.test.labels), setup.config.batch_size) == (examples, batch_size)
+    total = list(programs.evaluate(setup.state))[-1].total()
+    images, labels = preprocess(jnp.asarray(TEST.images[:examples]), 12), TEST.labels[:examples]
+    logits = jax.jit(Tiny().apply)(jax.device_get(setup.state).variables, images)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     assert total.count == examples
     assert total.correct == int((logits.argmax(-1) == labels).sum())
     assert abs(total.loss_sum - float(losses.sum())) < 1e-3
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_call_takes_over_the_state_and_transfers_nothing(devices):
-    config = small_config(num_devices=devices)
-    programs, state = make_programs(
-        lambda axis_name: LeNetModern(), config, TRAIN.first(32), TEST.first(10)
-    )
-    call = next(programs.train_epoch(0))
+    setup, programs = compiled_over(devices)
+    state, _ = programs.train(start(setup), 0, 1)  # the indices of the epoch are there now
     with jax.transfer_guard("disallow"):
-        new, _ = call(state)
+        new, _ = programs.train(state, 1, 1)
     assert all(x.is_deleted() for x in jax.tree.leaves(state.params))
     assert not any(x.is_deleted() for x in jax.tree.leaves(new))
 
 
 def test_same_seed_same_weights_and_another_seed_others():
-    states = [create_train_state(LeNetModern(), optax.sgd(0.1), (28, 28, 1), s) for s in (0, 0, 1)]
-    kernels = [np.asarray(state.params["conv1"]["kernel"]) for state in states]
+    states = [create_train_state(Tiny(), optax.sgd(0.1), (28, 28, 1), s) for s in (0, 0, 1)]
+    kernels = [np.asarray(state.params["Dense_0"]["kernel"]) for state in states]
     assert (kernels[0] == kernels[1]).all()
     assert (kernels[0] != kernels[2]).any()

@@ -1,12 +1,18 @@
-"""Training: state, optimizer, steps, devices, checkpoints, logs and the loop that joins them."""
+"""Training, in reading order: from the config to a set-up, the compiled steps and the loop.
+
+`prepare` (config to data, model, optimizer, state), `step` (one training step), `programs` (the
+compiled functions over many steps), `loop` (the recipe), `record` (what a run leaves).
+"""
 
 from jaxcnn.train.loop import train_and_evaluate
 from jaxcnn.train.metrics import Metrics
-from jaxcnn.train.optim import create_optimizer
+from jaxcnn.train.optim import OPTIMIZERS, SCHEDULES, create_optimizer
 from jaxcnn.train.state import TrainState, create_train_state
 from jaxcnn.train.step import eval_step, train_step
 
 __all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
     "Metrics",
     "TrainState",
     "create_optimizer",

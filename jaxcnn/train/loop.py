@@ -1,226 +1,216 @@
-"""The recipe: config, data, model, state, programs; then train, evaluate, keep, report."""
+"""The recipe: prepare, resume, compile; then train, evaluate and save epoch by epoch; report."""
 
 import dataclasses
-import math
 import time
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
+import optax
+from flax import linen as nn
 from ml_collections import ConfigDict
 
-from jaxcnn.config import DTYPES, check_batches, validate_config
-from jaxcnn.data import Dataset, load_dataset
-from jaxcnn.errors import ConfigError, StoppedError, TrainingError
-from jaxcnn.models import create_model
-from jaxcnn.train.checkpoint import Progress
-from jaxcnn.train.display import Display
-from jaxcnn.train.environment import describe_environment
-from jaxcnn.train.logs import Row
+from jaxcnn.errors import StoppedError
 from jaxcnn.train.metrics import Metrics
-from jaxcnn.train.optim import create_optimizer
-from jaxcnn.train.parallel import DataParallel
+from jaxcnn.train.pace import Pace
+from jaxcnn.train.prepare import Setup, prepare
 from jaxcnn.train.programs import Programs
-from jaxcnn.train.signals import StopSignal
-from jaxcnn.train.state import TrainState, create_train_state
-from jaxcnn.train.workdir import Workdir
+from jaxcnn.train.record import report
+from jaxcnn.train.record.display import Display
+from jaxcnn.train.record.environment import describe_environment
+from jaxcnn.train.record.integrity import check_finite_means
+from jaxcnn.train.record.logs import Row, epoch_row, step_row
+from jaxcnn.train.record.progress import Progress
+from jaxcnn.train.record.signals import StopSignal
+from jaxcnn.train.record.workdir import Workdir
+from jaxcnn.train.state import TrainState
 
-_CALL_SECONDS = 4.0  # that a call of the program may take, if of several steps; a signal waits
-_LONG_CALL_SECONDS = 0.5  # from here on the next call is not made while one runs
 
+def train_and_evaluate(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    model: nn.Module | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    train: Any = None,
+    test: Any = None,
+) -> TrainState:
+    """Train a model and evaluate it after each epoch, resuming where an earlier call stopped.
 
-def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> TrainState:
-    """Train a model and evaluate it after each epoch; go on where an earlier call stopped.
-
-    While it trains, SIGINT and SIGTERM make it save and stop after the step under way.
+    While it trains, SIGINT and SIGTERM make it save and stop after the steps in progress.
 
     Args:
         config: see `jaxcnn.get_default_config`.
-        workdir: folder of the run; see `jaxcnn.train.workdir.Workdir` for what it will hold.
+        workdir: folder of the run; see `jaxcnn.train.record.workdir.Workdir` for its contents.
+        model: to train in place of the one that the config names; this and the objects below are
+            checked by `jaxcnn.train.prepare.prepare`, which says what they must be.
+        optimizer: likewise.
+        train: training set, likewise.
+        test: test set, likewise.
 
     Returns:
         The state after the last epoch.
 
     Raises:
-        ConfigError: if the config cannot be trained with, or `workdir` holds another run.
+        ConfigError: if the config or an object cannot be trained with, or `workdir` holds another
+            run.
         DataError: if the data set is missing or damaged.
         TrainingError: if the loss is not finite, or the state cannot be saved.
         StoppedError: after saving, if a signal asked to stop.
     """
-    validate_config(config)
-    train, test = _load_data(config)
-    parallel = DataParallel(config.num_devices)
-    check_batches(config.batch_size, len(train.labels), len(parallel.devices))
-    dtype = DTYPES[config.dtype]
-    model = create_model(
-        config.model,
-        num_classes=config.num_classes,
-        dtype=dtype,
-        axis_name=parallel.axis_name,
-    )
-    optimizer = create_optimizer(config)
-    image_shape = (config.image_size, config.image_size, train.images.shape[3])
-    state = parallel.compile_and_run(
-        partial(create_train_state, model, optimizer, image_shape, config.seed, dtype)
-    )
-    num_steps = config.num_epochs * -(-len(train.labels) // config.batch_size)
-    digests = {"train": train.digest(), "test": test.digest()}
-    environment = describe_environment(parallel.devices)
+    setup = prepare(config, model=model, optimizer=optimizer, train=train, test=test)
+    environment = describe_environment(setup.parallel.devices, config.implementation or None)
     with (
-        Workdir(workdir, config, digests, environment) as run,
-        Display(num_steps, config.num_epochs) as display,
+        Workdir(workdir, setup.settings, setup.digests(), environment) as run,
+        Display(setup.num_steps, config.num_epochs) as display,
     ):
-        display.print(_describe(config, state, train, test, parallel, run.folder))
-        state, progress = run.resume(parallel.replicate(state), warn=display.print)
-        for change in run.changes:
-            display.print(f"note: {change}")
-        if int(state.step):
-            display.print(_resume_message(progress, int(state.step), config.num_epochs))
+        display.print(report.describe(setup, run.folder))
+        setup, progress = _resume(setup, run, display)
+        state = setup.state
         if progress.epoch < config.num_epochs:
-            programs = Programs(config, parallel, model, optimizer, train, test, state)
-            with StopSignal() as stop:
-                display.print(f"compiled in {programs.compile_seconds:.1f} s")
-                trainer = Trainer(config, programs, run, display, stop, state, progress)
-                while trainer.progress.epoch < config.num_epochs:
-                    trainer.train_epoch()
-                state = trainer.state
+            state = _train(setup, progress, run, display)
         run.draw()
-        display.print(_summarize(run))
+        display.print(report.summarize(run.rows(), run.folder))
     return state
 
 
+def _resume(setup: Setup, run: Workdir, display: Display) -> tuple[Setup, Progress]:
+    """Return the setup with the state to continue from, and the progress at that state."""
+    state, progress = run.resume(setup.state, warn=display.print)
+    for change in run.changes:
+        display.print(f"note: {change}")
+    if int(state.step):
+        display.print(report.resume_message(progress, int(state.step), setup.config.num_epochs))
+    return dataclasses.replace(setup, state=state), progress
+
+
+def _train(setup: Setup, progress: Progress, run: Workdir, display: Display) -> TrainState:
+    """Compile, and train to the last epoch."""
+    programs = Programs(setup)
+    with StopSignal() as stop:
+        display.print(f"compiled in {programs.compile_seconds:.1f} s")
+        trainer = Trainer(setup, programs, run, display, stop, progress)
+        while trainer.progress.epoch < setup.config.num_epochs:
+            trainer.train_epoch()
+    return trainer.state
+
+
 class Trainer:
-    """The state and the progress of a run, and how they go on: an epoch, and saving."""
+    """Takes a run from epoch to epoch: trains, evaluates, logs, saves, and stops at a signal.
+
+    Attributes:
+        state: the current state; calls in progress may still be computing it.
+        progress: of the steps whose metrics are recorded.
+
+    Args:
+        setup: of the run, with the state to start from.
+        programs: compiled for it.
+        run: where to log and save.
+        display: what to show progress on.
+        stop: tells whether a signal has asked to stop.
+        progress: at the state to start from.
+    """
 
     def __init__(
         self,
-        config: ConfigDict,
+        setup: Setup,
         programs: Programs,
         run: Workdir,
         display: Display,
         stop: StopSignal,
-        state: TrainState,
         progress: Progress,
     ):
-        self.state, self.progress = state, progress
+        self.state, self.progress = setup.state, progress
         self._programs, self._run, self._display, self._stop = programs, run, display, stop
-        self._save_every = config.checkpoint_every_steps
-        self._step = int(state.step)  # whose metrics are recorded
-        self._step_rows: list[Row] = []  # since the last checkpoint
+        self._pace = Pace(
+            setup.full_batches,
+            setup.steps_per_epoch,
+            programs.max_steps,
+            adapts=setup.config.steps_per_call == 0,
+            checkpoint_every=setup.config.checkpoint_every_steps,
+        )
+        self._steps_per_epoch = setup.steps_per_epoch
         self._compile_seconds = programs.compile_seconds
-        self._chooses_steps = config.steps_per_call == 0
-        self._step_seconds = _CALL_SECONDS  # of the last call; at first one step, to see
+        self._step = int(self.state.step)  # steps whose metrics are recorded
+        self._step_rows: list[Row] = []  # since the last checkpoint
+        self._unrecorded: list[Metrics] = []  # of calls that the device may still be running
+        self._epoch_start = 0.0  # `time.perf_counter()` when the epoch began
 
     def train_epoch(self) -> None:
         """Train to the end of the epoch, evaluate, log and save; or stop where a signal asks."""
-        if self.progress.position < self._programs.steps_per_epoch:
-            self._take_steps()
+        self._take_steps()
         self._display.evaluating()
         start = time.perf_counter()
         test = self._evaluate()
-        progress = self.progress
-        train = Metrics(progress.loss_sum, progress.correct, progress.count)
-        row = {
-            "epoch": progress.epoch + 1,
-            "step": self._step,
-            "train_loss": train.loss(),
-            "train_accuracy": train.accuracy(),
-            "images_per_second": progress.count / progress.seconds,
-            "train_seconds": progress.seconds,
-            "test_loss": test.loss(),
-            "test_accuracy": test.accuracy(),
-            "test_seconds": time.perf_counter() - start,
-            "compile_seconds": self._compile_seconds,
-        }
-        _check_finite(row["test_loss"], self._step, "test loss")
-        self._compile_seconds = 0.0
-        self.progress = Progress(epoch=progress.epoch + 1, test_accuracy=row["test_accuracy"])
-        self._save(row)
-        self._display.epoch(row)
+        self._finish_epoch(test, time.perf_counter() - start)
         self._stop_if_asked()
 
     def _take_steps(self) -> None:
-        start = time.perf_counter() - self.progress.seconds
-        step = self._step
-        waiting: list[Metrics] = []
-        self._choose_steps()
-        for call in self._programs.train_epoch(step):
-            self.state, metrics = call(self.state)
-            waiting.append(metrics)
-            is_long = call.steps * self._step_seconds > _LONG_CALL_SECONDS
-            self._record(waiting, start, leave=0 if is_long else 1)  # one runs meanwhile
-            before, step = step, step + call.steps
-            if step % self._programs.steps_per_epoch == 0:
-                break  # it is saved after evaluation
-            due = self._save_every and step // self._save_every > before // self._save_every
-            if due or self._stop.received:
-                self._record(waiting, start)
+        """Take the steps that are left of the epoch, and save wherever a checkpoint is due."""
+        self._epoch_start = time.perf_counter() - self.progress.seconds
+        end = self._step - self.progress.position + self._steps_per_epoch
+        for step, count in self._pace.calls(self._step, end):
+            self.state, metrics = self._programs.train(self.state, step, count)
+            self._unrecorded.append(metrics)
+            self._record(leave=1 if self._pace.overlaps(count) else 0)
+            is_due = self._pace.is_checkpoint_due(step + count) or self._stop.received
+            if is_due and step + count < end:  # at the end, it is saved after evaluation
+                self._record()
                 self._stop_if_asked()
                 self._save()
-            self._choose_steps()
-        self._record(waiting, start)
+        self._record()
 
-    def _choose_steps(self) -> None:
-        """Let the next call take as many steps as its time allows, unless the config says."""
-        if self._chooses_steps:
-            steps = int(_CALL_SECONDS / self._step_seconds)
-            self._programs.steps_per_call = min(max(steps, 1), self._programs.max_steps_per_call)
-
-    def _record(self, waiting: list[Metrics], start: float, leave: int = 0) -> None:
-        """Add the metrics of calls to the epoch's, the oldest first; waits for the device.
+    def _record(self, leave: int = 0) -> None:
+        """Record the metrics of calls, the oldest first; waits for the device.
 
         Args:
-            waiting: of each call, with an entry per step; those added are taken out.
-            start: `time.perf_counter()` when the epoch began.
-            leave: how many to leave.
+            leave: how many calls to leave unrecorded, so that the device has work meanwhile.
         """
-        while len(waiting) > leave:
-            progress = self.progress
-            total = Metrics(progress.loss_sum, progress.correct, progress.count)
-            entries = waiting.pop(0).per_step()
-            seconds = time.perf_counter() - start
-            self._step_seconds = max(seconds - progress.seconds, 1e-6) / len(entries)
-            for entry in entries:
+        while len(self._unrecorded) > leave:
+            entries = self._unrecorded.pop(0).per_step()
+            before = self.progress
+            total, epoch = before.metrics, before.epoch + 1
+            seconds = time.perf_counter() - self._epoch_start
+            self._pace.observe(len(entries), seconds - before.seconds)
+            for metrics in entries:
                 self._step += 1
-                _check_finite(entry.loss(), self._step, "loss")
-                total += entry
-                self._step_rows.append(
-                    {
-                        "step": self._step,
-                        "epoch": progress.epoch + 1,
-                        "loss": entry.loss(),
-                        "accuracy": entry.accuracy(),
-                    }
-                )
-            self.progress = dataclasses.replace(
-                progress,
-                position=progress.position + len(entries),
-                loss_sum=total.loss_sum,
-                correct=total.correct,
-                count=total.count,
-                seconds=seconds,
-                test_accuracy=None,
-            )
-            rate = total.count / seconds
-            self._display.step(progress.epoch + 1, self._step, rate, total.loss(), total.accuracy())
+                check_finite_means(metrics.means(), self._step)
+                self._step_rows.append(step_row(epoch, self._step, metrics))
+                total += metrics
+            position = before.position + len(entries)
+            self.progress = Progress(before.epoch, position, total, seconds)
+            self._display.step(epoch, self._step, total.count / seconds, total.means())
 
     def _evaluate(self) -> Metrics:
-        """Return the metrics over the test set; stop after the call under way if a signal asks."""
+        """Return the sums over the test set; stop after the call in progress if a signal asks."""
         latest = None
-        for metrics in self._programs.evaluate(self.state):
+        for totals in self._programs.evaluate(self.state, self._pace.steps_in_time()):
             self._stop_if_asked()
             if latest is not None:
-                jax.block_until_ready(latest)  # one call ahead of the device, no more
-            latest = metrics
+                jax.block_until_ready(latest)  # stay one call ahead of the device, no more
+            latest = totals
         assert latest is not None  # a test set is never empty
         return latest.total()
+
+    def _finish_epoch(self, test: Metrics, test_seconds: float) -> None:
+        """Log, save and show the results of the epoch."""
+        epoch, train = self.progress.epoch + 1, self.progress.metrics
+        seconds = self.progress.seconds
+        check_finite_means(test.means(), self._step, "test")
+        row = epoch_row(
+            epoch, self._step, train, seconds, test, test_seconds, self._compile_seconds
+        )
+        self._compile_seconds = 0.0
+        self.progress = Progress(epoch, test_accuracy=test.accuracy())
+        self._save(row)
+        self._display.epoch(epoch, self._step, train.count / seconds, train.means(), test.means())
 
     def _save(self, row: Row | None = None) -> None:
         self._run.save(self.state, self.progress, self._step_rows, row)
         self._step_rows = []
 
     def _stop_if_asked(self) -> None:
-        """Save, if that has not been done here, and raise StoppedError if there was a signal."""
+        """Save, if there is anything new, and raise StoppedError if there was a signal."""
         if self._stop.received is None:
             return
         if self._step_rows or self.progress.position:
@@ -230,67 +220,3 @@ class Trainer:
             "command goes on from there",
             self._stop.received,
         )
-
-
-def _resume_message(progress: Progress, step: int, num_epochs: int) -> str:
-    """Say where a run goes on, or that it does not."""
-    if progress.epoch >= num_epochs:
-        return f"already trained; nothing to do after epoch {progress.epoch} (step {step})"
-    if progress.position:
-        return f"resuming within epoch {progress.epoch + 1} (step {step})"
-    return f"resuming after epoch {progress.epoch} (step {step})"
-
-
-def _check_finite(loss: float, step: int, name: str) -> None:
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"the {name} is {loss} at step {step}; the last finite checkpoint is kept; try a "
-            "smaller learning_rate in another --workdir"
-        )
-
-
-def _load_data(config: ConfigDict) -> tuple[Dataset, Dataset]:
-    limits = {"train": config.max_train_examples, "test": config.max_test_examples}
-    train, test = (
-        load_dataset(config.dataset, split, config.data_dir, config.data_source).first(limit)
-        for split, limit in limits.items()
-    )
-    if config.num_classes < len(train.class_names):
-        raise ConfigError(
-            f"config.num_classes is {config.num_classes}, but {config.dataset} has "
-            f"{len(train.class_names)} classes; give at least that many"
-        )
-    return train, test
-
-
-def _describe(
-    config: ConfigDict,
-    state: TrainState,
-    train: Dataset,
-    test: Dataset,
-    parallel: DataParallel,
-    folder: Path,
-) -> str:
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    devices = f"{len(parallel.devices)} x {parallel.devices[0].device_kind}"
-    return (
-        f"{config.model}: {parameters:,} parameters, images of {config.image_size} x "
-        f"{config.image_size} pixels\n"
-        f"{config.dataset}: {len(train.labels):,} training and {len(test.labels):,} test images\n"
-        f"{devices}; batches of {config.batch_size}, {config.num_epochs} epoch(s), seed "
-        f"{config.seed}\n"
-        f"results in {folder}"
-    )
-
-
-def _summarize(run: Workdir) -> str:
-    rows = run.rows()
-    if not rows:
-        return f"done; metrics.jsonl in {run.folder} has been removed, so there is nothing to show"
-    best = max(rows, key=lambda row: row["test_accuracy"])
-    return (
-        f"done: test accuracy {rows[-1]['test_accuracy']:.4f} after epoch {rows[-1]['epoch']}, "
-        f"best {best['test_accuracy']:.4f} after epoch {best['epoch']}\n"
-        f"see {run.folder / 'curves.png'}, {run.folder / 'metrics.jsonl'} and "
-        f"{run.folder / 'checkpoints'}"
-    )

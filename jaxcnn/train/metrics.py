@@ -1,5 +1,10 @@
-"""Loss and accuracy, kept as sums so that any partition of the examples gives the same means."""
+"""Loss and accuracy, kept as sums so that any partition of the examples gives the same means.
 
+To add a metric, add its sum as a field of `Metrics`, compute the sum in `from_batch` and its mean
+in `means`. The logs, the progress display, the curves of TensorBoard and the checkpoints follow.
+"""
+
+import dataclasses
 import operator
 from typing import Any
 
@@ -19,18 +24,22 @@ class Metrics(struct.PyTreeNode):
         count: examples.
     """
 
-    loss_sum: Any
-    correct: Any
-    count: Any
+    loss_sum: Any = 0.0
+    correct: Any = 0.0
+    count: Any = 0.0
 
     @classmethod
     def zeros(cls, shape: tuple[int, ...] = (), dtype: DTypeLike = jnp.float32) -> "Metrics":
-        """Return metrics of no examples; of the dtype that the logits have.
+        """Return the sums over no examples, as arrays.
+
+        Args:
+            shape: of each sum; () for scalars, (steps,) for one entry per step.
+            dtype: that of the losses.
 
         >>> Metrics.zeros().count
         Array(0., dtype=float32)
         """
-        return cls(*(jnp.zeros(shape, dtype) for _ in range(3)))
+        return cls(*(jnp.zeros(shape, dtype) for _ in dataclasses.fields(cls)))
 
     @classmethod
     def from_batch(
@@ -39,17 +48,40 @@ class Metrics(struct.PyTreeNode):
         """Sum over a batch.
 
         Args:
-            losses: [N] per example.
-            logits: [N, num_classes].
+            losses: floating point [N], the cross-entropy of each example.
+            logits: floating point [N, num_classes].
             labels: int [N].
-            weights: float [N], 1 for an example and 0 for padding.
+            weights: floating point [N], 1 for an example and 0 for padding.
+
+        Returns:
+            Scalars of the losses' dtype.
         """
         weights = weights.astype(losses.dtype)
         hits = (jnp.argmax(logits, axis=-1) == labels).astype(losses.dtype)
-        return cls((losses * weights).sum(), (hits * weights).sum(), weights.sum())
+        return cls(
+            loss_sum=(losses * weights).sum(),
+            correct=(hits * weights).sum(),
+            count=weights.sum(),
+        )
 
     def __add__(self, other: "Metrics") -> "Metrics":
         return jax.tree.map(operator.add, self, other)
+
+    def loss(self) -> float:
+        """Return the mean loss per example, in nats; of scalar sums."""
+        return float(self.loss_sum / self.count)
+
+    def accuracy(self) -> float:
+        """Return the fraction of examples classified correctly; of scalar sums."""
+        return float(self.correct / self.count)
+
+    def means(self) -> dict[str, float]:
+        """Return every metric's mean per example by its name; of scalar sums.
+
+        >>> Metrics(loss_sum=6.0, correct=1.0, count=4.0).means()
+        {'loss': 1.5, 'accuracy': 0.25}
+        """
+        return {"loss": self.loss(), "accuracy": self.accuracy()}
 
     def total(self) -> "Metrics":
         """Wait for the device and return the sums over all entries, as Python floats.
@@ -59,19 +91,12 @@ class Metrics(struct.PyTreeNode):
         """
         return jax.tree.map(lambda x: float(np.sum(x, dtype=np.float64)), jax.device_get(self))
 
-    def loss(self) -> float:
-        """Return the mean loss per example, of a total."""
-        return float(self.loss_sum / self.count)
-
-    def accuracy(self) -> float:
-        """Return the share of examples classified correctly, of a total."""
-        return float(self.correct / self.count)
-
     def per_step(self) -> list["Metrics"]:
-        """Wait for the device and return one total per entry that holds examples.
+        """Wait for the device and return one total for each entry that holds examples.
 
-        >>> [row.loss() for row in Metrics(jnp.ones(2), jnp.zeros(2), jnp.array([4.0, 0.0])).per_step()]
+        >>> [m.loss() for m in Metrics(jnp.ones(2), jnp.zeros(2), jnp.array([4.0, 0.0])).per_step()]
         [0.25]
         """
         entries = zip(*jax.tree.leaves(jax.device_get(self)), strict=True)
-        return [Metrics(*map(float, entry)) for entry in entries if entry[2] > 0]
+        totals = [type(self)(*map(float, entry)) for entry in entries]
+        return [total for total in totals if total.count > 0]

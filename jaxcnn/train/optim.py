@@ -1,19 +1,55 @@
-"""The optimizer that a config asks for."""
+"""The optimizer that a config asks for, from two tables looked up by its words."""
+
+from collections.abc import Callable
 
 import optax
 from ml_collections import ConfigDict
 
+Schedule = float | Callable[..., float]  # a rate, or an Optax schedule: step -> rate
 
-def create_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Build stochastic gradient descent from `learning_rate`, `momentum` and `weight_decay`.
 
-    With both at 0 it is d2l's `torch.optim.SGD(lr)`; otherwise PyTorch's definitions hold
-    too: weight decay is added to the gradient, and the momentum is not dampened.
+def constant(config: ConfigDict, num_steps: int) -> Schedule:
+    """Return `learning_rate` as it is.
 
-    >>> from jaxcnn.config import get_default_config
-    >>> optimizer = create_optimizer(get_default_config())
+    A plain float, not a schedule: a schedule adds a step count to the optimizer's state, and
+    checkpoints of earlier runs have none.
+    """
+    return config.learning_rate
+
+
+def sgd(config: ConfigDict, learning_rate: Schedule) -> optax.GradientTransformation:
+    """Build stochastic gradient descent with `momentum` and `weight_decay`.
+
+    With both at 0 it is d2l's `torch.optim.SGD(lr)`. Otherwise PyTorch's definitions hold too:
+    weight decay is added to the gradient, and momentum is not dampened.
     """
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay) if config.weight_decay else optax.identity(),
-        optax.sgd(config.learning_rate, momentum=config.momentum or None),
+        optax.sgd(learning_rate, momentum=config.momentum or None),
     )
+
+
+# `config.schedule` -> function (config, num_steps) that returns the learning rate, or a function
+# of the step that does (an Optax schedule). num_steps: optimizer steps of the whole run.
+SCHEDULES: dict[str, Callable[[ConfigDict, int], Schedule]] = {"constant": constant}
+
+# `config.optimizer` -> function (config, learning_rate) that returns an Optax transformation.
+# learning_rate: what the schedule returned; Optax's optimizers take both kinds.
+OPTIMIZERS: dict[str, Callable[[ConfigDict, Schedule], optax.GradientTransformation]] = {"sgd": sgd}
+
+
+def create_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransformation:
+    """Build the optimizer that `config.optimizer` and `config.schedule` name.
+
+    Args:
+        config: see `jaxcnn.get_default_config`.
+        num_steps: optimizer steps of the whole run, for schedules that depend on it.
+
+    >>> from jaxcnn.config import get_default_config
+    >>> optimizer = create_optimizer(get_default_config(), num_steps=4690)
+    >>> updates, _ = optimizer.update(2.0, optimizer.init(1.0), 1.0)
+    >>> float(updates)
+    -0.2
+    """
+    learning_rate = SCHEDULES[config.schedule](config, num_steps)
+    return OPTIMIZERS[config.optimizer](config, learning_rate)

@@ -1,32 +1,22 @@
-"""The one file that knows devices: which are used, and how a program is spread over them."""
+"""The one file that knows devices: which are used, and how a program runs on them."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
-import jaxlib
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxcnn.ops import onednn
+from jaxcnn.ops import cpu
 
 AXIS = "batch"
 T = TypeVar("T")
 
 
-def compiler_options(platform: str) -> dict[str, str | bool]:
-    """Return what a platform's compiler is told, where its version is known to understand it.
-
-    On CPU: to order a program's operations for the least memory, which costs no time. A step of
-    ResNet18 takes a quarter less than in the order that suits concurrency.
-    """
-    if platform == "cpu" and jaxlib.__version__ in onednn.TESTED:
-        return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-    return {}
-
-
 class DataParallel:
-    """Run one program on one device with `jit`, or on several with `pmap`, each on its share.
+    """Compiles a program for one device with `jit`, or for several with `pmap`.
+
+    Several devices hold copies of all arrays but the batches, of which each takes an equal shard.
 
     Attributes:
         devices: those in use.
@@ -48,7 +38,7 @@ class DataParallel:
         self.axis_name = AXIS if len(self.devices) > 1 else None
         mesh = Mesh(np.array(self.devices), (AXIS,))
         self._replicated = NamedSharding(mesh, PartitionSpec())
-        self._shared = NamedSharding(mesh, PartitionSpec(AXIS))
+        self._sharded = NamedSharding(mesh, PartitionSpec(AXIS))
 
     @property
     def platform(self) -> str:
@@ -60,31 +50,34 @@ class DataParallel:
         return jax.device_put(tree, self._replicated)
 
     def shard(self, batches: np.ndarray) -> jax.Array:
-        """Give every device its part of every batch.
+        """Give every device its shard of every batch.
 
         Args:
             batches: [steps, batch_size]; the batch size is a multiple of the number of devices.
 
         Returns:
-            [devices, steps, batch_size / devices] over several devices; unchanged on one.
+            [devices, steps, batch_size / devices] on several devices; [steps, batch_size] on one.
         """
         batches = np.asarray(batches)
         if self.axis_name is None:
             return jax.device_put(batches, self._replicated)
         steps, batch_size = batches.shape
         n = len(self.devices)
-        parts = batches.reshape(steps, n, batch_size // n).swapaxes(0, 1)
-        return jax.device_put(parts, self._shared)
+        shards = batches.reshape(steps, n, batch_size // n).swapaxes(0, 1)
+        return jax.device_put(shards, self._sharded)
 
     def compile(self, program: Callable, *args: Any, donate: tuple[int, ...] = ()) -> Callable:
-        """Compile a program for these arguments, the last of which is shared, the rest replicated.
+        """Compile a program for arguments of these shapes: the last sharded, the rest replicated.
 
         Args:
             program: its results must be the same on every device (reduced over `axis_name`).
             *args: arrays from `replicate` and, last, from `shard`.
-            donate: positions of the arguments whose memory the results may take over.
+            donate: positions of the arguments whose memory the results may reuse.
+
+        Returns:
+            The compiled program. It takes arguments of the same shapes and dtypes.
         """
-        options = compiler_options(self.platform)
+        options = cpu.compiler_options() if self.platform == "cpu" else {}
         if self.axis_name is None:
             return jax.jit(program, donate_argnums=donate).lower(*args).compile(options)
         mapped = jax.pmap(
@@ -98,10 +91,10 @@ class DataParallel:
         return mapped.lower(*args).compile(options)
 
     def compile_and_run(self, program: Callable[[], T]) -> T:
-        """Return what a program makes that has no arguments and runs only here.
+        """Compile a program without arguments, run it once and return its result.
 
-        On CPU it is compiled with less optimisation, in a third of the time; with the versions
-        tested the results have the same bits.
+        On CPU it is compiled with less optimization, which takes a third of the time and, with the
+        tested versions, gives the same bits.
         """
         options = {"xla_backend_optimization_level": 1} if self.platform == "cpu" else {}
         return jax.jit(program, compiler_options=options)()

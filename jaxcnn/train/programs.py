@@ -1,34 +1,32 @@
-"""The compiled programs of a run, over data that stay on the devices.
+"""The two compiled functions of a run, train and evaluate, over data that stay on the devices.
 
-A program finds its place in the data from the step count in the state, and takes as many steps as
-it is told, so the host sends nothing per step. On CPU many steps in one call also spare the system
-the work of giving the program its memory anew for each. Only on CPU without oneDNN one call is one
-step: there XLA runs a convolution inside a loop on one thread and many times slower.
+A program finds its place in the data from the step count in the state and takes as many steps as
+it is told, so the host sends nothing per call. Many steps per call also save work on CPU, where
+the system provides a program's memory anew for each call. Only where a convolution is slow inside
+a loop does each call take one step.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import linen as nn
 from jax import lax
-from ml_collections import ConfigDict
 
 from jaxcnn.config import DTYPES
-from jaxcnn.data import Dataset, epoch_batches, preprocess
-from jaxcnn.ops.implementation import fast_in_loops
+from jaxcnn.data import AUGMENTATIONS, Dataset, epoch_batches, preprocess
+from jaxcnn.keys import Purpose, derive_key
+from jaxcnn.ops import cpu
 from jaxcnn.train.metrics import Metrics
-from jaxcnn.train.parallel import DataParallel
+from jaxcnn.train.prepare import Setup
+from jaxcnn.train.protocol import set_axis_name
 from jaxcnn.train.state import TrainState
 from jaxcnn.train.step import eval_step, train_step
 
-_MAX_STEPS = 50  # of one call: more would save nothing, and their metrics come together
+_MAX_STEPS = 50  # per call: more would save nothing, and their metrics arrive together
 
 
 class DeviceData(NamedTuple):
@@ -38,182 +36,128 @@ class DeviceData(NamedTuple):
     labels: jax.Array | np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainCall:
-    """One call of a compiled program: from a state to the one after its steps, and their metrics.
-
-    It takes over the memory of the state it is given, and returns before the device is done. The
-    metrics have one entry per step, with zeros for steps that it did not take.
-
-    Attributes:
-        steps: that it takes.
-    """
-
-    program: Callable[[TrainState, jax.Array, DeviceData, jax.Array], tuple[TrainState, Metrics]]
-    count: jax.Array
-    data: DeviceData
-    batches: jax.Array
-    steps: int
-
-    def __call__(self, state: TrainState) -> tuple[TrainState, Metrics]:
-        """Return the next state and the metrics."""
-        return self.program(state, self.count, self.data, self.batches)
-
-
 class Programs:
-    """Train and evaluate on the devices; compiled when made.
+    """Train and evaluate on the devices; compiled when created.
 
     Attributes:
         compile_seconds: what compiling took.
-        steps_per_epoch: the last, smaller batch counted.
-        max_steps_per_call: of training or evaluation that a call can take.
-        steps_per_call: that the next calls take, at most; may be set from 1 to the most. What comes
-            out does not depend on it, to the bit.
+        max_steps: that a call can take. The results do not depend on it, to the bit.
 
     Args:
-        config: of the run.
-        parallel: the devices.
-        model: maps images to logits; built with the same axis name as `parallel`.
-        optimizer: the one that made the state.
-        train: the training set.
-        test: the test set.
-        state: of the run, on the devices; only its shapes matter.
+        setup: what to train with; of its state only the shapes matter.
     """
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        parallel: DataParallel,
-        model: nn.Module,
-        optimizer: optax.GradientTransformation,
-        train: Dataset,
-        test: Dataset,
-        state: TrainState,
-    ):
-        self._config, self._parallel = config, parallel
-        self._num_train = len(train.labels)
-        self._train_data = parallel.replicate(DeviceData(train.images, train.labels))
-        self._test_data = parallel.replicate(DeviceData(test.images, test.labels))
-        self._test_batches = padded_batches(len(test.labels), config.batch_size)
-        self._test_indices = parallel.shard(self._test_batches)
-        # Logits are float32 at least, and metrics are of their dtype.
+    def __init__(self, setup: Setup):
+        self._setup = setup
+        config, parallel = setup.config, setup.parallel
+        self.max_steps = config.steps_per_call or _default_steps(setup)
+        self._train_data = parallel.replicate(_device_data(setup.train))
+        self._test_data = parallel.replicate(_device_data(setup.test))
+        test_batches = padded_batches(len(setup.test.labels), config.batch_size)
+        self._num_test_batches = len(test_batches)
+        self._test_batches = parallel.shard(test_batches)
+        # Logits count as float32 at least, and metrics have their dtype.
         dtype = jnp.float64 if config.dtype == "float64" else jnp.float32
         self._no_metrics = partial(Metrics.zeros, dtype=dtype)
-        self._test_start = parallel.replicate((self._no_metrics(), jnp.zeros((), jnp.int32)))
-        self._train_step = partial(
-            train_step,
-            model=model,
-            optimizer=optimizer,
-            seed=config.seed,
-            axis_name=parallel.axis_name,
-        )
-        self._eval_step = partial(eval_step, model=model, axis_name=parallel.axis_name)
-        self._epoch_batches = jax.jit(epoch_batches, static_argnums=(2, 3))
-        self.steps_per_epoch = -(-self._num_train // config.batch_size)
-        has_loops = parallel.platform != "cpu" or fast_in_loops(DTYPES[config.dtype])
-        self.max_steps_per_call = config.steps_per_call or (_MAX_STEPS if has_loops else 1)
-        self.steps_per_call = self.max_steps_per_call
+        self._eval_start = parallel.replicate((self._no_metrics(), jnp.zeros((), jnp.int32)))
         self._counts = parallel.replicate(
-            tuple(jnp.asarray(n, jnp.int32) for n in range(self.max_steps_per_call + 1))
+            tuple(jnp.asarray(n, jnp.int32) for n in range(self.max_steps + 1))
         )
-        self._compile(state)
-
-    def _compile(self, state: TrainState) -> None:
+        self._permute = jax.jit(epoch_batches, static_argnums=(2, 3))
         start = time.perf_counter()
-        self._train_programs = [
-            self._parallel.compile(
-                self._train_program,
-                state,
-                self._counts[1],
-                self._train_data,
-                self._parallel.shard(part),
-                donate=(0,),
-            )
-            for part in self._epoch(0)
-        ]
-        self._eval_program = self._parallel.compile(
-            self._evaluation_program,
-            state,
-            *self._test_start,
-            self._counts[1],
-            self._test_data,
-            self._test_indices,
-        )
+        self._epoch, self._train_batches = 0, self._shard_epoch(0)
+        self._train_programs = [self._compile_train(batches) for batches in self._train_batches]
+        self._eval_program = self._compile_evaluate()
         self.compile_seconds = time.perf_counter() - start
 
-    def train_epoch(self, step: int) -> Iterator[TrainCall]:
-        """Yield the calls that train to the end of an epoch; each takes the state of the last.
-
-        One ends wherever a checkpoint is due.
+    def train(self, state: TrainState, step: int, count: int) -> tuple[TrainState, Metrics]:
+        """Take the next steps of an epoch; return before the device has finished them.
 
         Args:
-            step: the step count of the state that the first call is given.
-        """
-        epoch, position = divmod(step, self.steps_per_epoch)
-        for program, part in zip(self._train_programs, self._epoch(epoch), strict=True):
-            batches = self._parallel.shard(part)
-            while position < len(part):
-                steps = min(self.steps_per_call, len(part) - position)
-                if self._config.checkpoint_every_steps:
-                    every = self._config.checkpoint_every_steps
-                    steps = min(steps, every - step % every)
-                yield TrainCall(program, self._counts[steps], self._train_data, batches, steps)
-                position += steps
-                step += steps
-            position -= len(part)
+            state: after `step` steps of the run; the new state takes over its memory.
+            step: steps of the whole run so far.
+            count: steps to take, from 1 to `max_steps`, none beyond the epoch's full batches; a
+                smaller last batch is a call of its own.
 
-    def evaluate(self, state: TrainState) -> Iterator[Metrics]:
-        """Yield the metrics over more and more of the test set, at last over all of it.
-
-        Each example counts once. As in training, a result is yielded before the device is done.
+        Returns:
+            The new state, and metrics with one entry per step, followed by entries of no examples.
         """
-        total, position = self._test_start
-        done = 0
-        while done < len(self._test_batches):
-            steps = min(self.steps_per_call, len(self._test_batches) - done)
+        epoch, position = divmod(step, self._setup.steps_per_epoch)
+        is_last = position >= self._setup.full_batches
+        left = 1 if is_last else self._setup.full_batches - position
+        if not 1 <= count <= min(left, self.max_steps):
+            raise ValueError(f"after step {step}, count must be 1 to {left}, got {count}")
+        if epoch != self._epoch:
+            self._epoch, self._train_batches = epoch, self._shard_epoch(epoch)
+        program, batches = self._train_programs[is_last], self._train_batches[is_last]
+        return program(state, self._counts[count], self._train_data, batches)
+
+    def evaluate(self, state: TrainState, count: int | None = None) -> Iterator[Metrics]:
+        """Yield running totals over the test set, without waiting for the device.
+
+        The last one covers the whole set, each example once.
+
+        Args:
+            state: to evaluate.
+            count: batches per call; None for `max_steps`.
+        """
+        total, position = self._eval_start
+        for done in range(0, self._num_test_batches, count or self.max_steps):
+            steps = min(count or self.max_steps, self._num_test_batches - done)
             total, position = self._eval_program(
-                state, total, position, self._counts[steps], self._test_data, self._test_indices
+                state, total, position, self._counts[steps], self._test_data, self._test_batches
             )
             yield total
-            done += steps
 
-    def _epoch(self, epoch: int) -> list[np.ndarray]:
-        """Return the indices of the full batches, and of the last one if it is smaller."""
-        config = self._config
-        parts = self._epoch_batches(config.seed, epoch, self._num_train, config.batch_size)
-        return [np.asarray(part) for part in parts if part.size]
+    def _compile_train(self, batches: jax.Array) -> Callable:
+        """Compile training on the full batches, or on the smaller last one."""
+        args = (self._setup.state, self._counts[1], self._train_data, batches)
+        return self._setup.parallel.compile(self._train_program, *args, donate=(0,))
 
-    def _batch(self, data: DeviceData, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Gather and preprocess a batch."""
-        images = jnp.take(data.images, indices, axis=0, mode="clip")
-        labels = jnp.take(data.labels, indices, axis=0, mode="clip")
-        return preprocess(images, self._config.image_size, DTYPES[self._config.dtype]), labels
+    def _compile_evaluate(self) -> Callable:
+        args = (self._setup.state, *self._eval_start, self._counts[1], self._test_data)
+        return self._setup.parallel.compile(self._evaluate_program, *args, self._test_batches)
+
+    def _shard_epoch(self, epoch: int) -> list[jax.Array]:
+        """Return an epoch's indices on the devices: the full batches, then a smaller last one."""
+        config = self._setup.config
+        num_examples = len(self._setup.train.labels)
+        parts = self._permute(config.seed, epoch, num_examples, config.batch_size)
+        return [self._setup.parallel.shard(np.asarray(part)) for part in parts if part.size]
 
     def _train_program(
         self, state: TrainState, count: jax.Array, data: DeviceData, batches: jax.Array
     ) -> tuple[TrainState, Metrics]:
         """Take the next `count` steps among `batches`, int32 [S, B]: the full ones or the last."""
-        last = batches.shape[0] - 1
-
-        def position(state: TrainState) -> jax.Array:
-            return jnp.minimum(state.step % self.steps_per_epoch, last)
-
-        def take_step(state: TrainState) -> tuple[TrainState, Metrics]:
-            return self._train_step(state, *self._batch(data, batches[position(state)]))
-
-        if self.max_steps_per_call == 1:
-            state, metrics = take_step(state)
+        if self.max_steps == 1:
+            state, metrics = self._take_step(state, data, batches)
             return state, jax.tree.map(lambda x: x[None], metrics)
 
         def body(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
-            state, rows = carry
-            state, metrics = take_step(state)
-            return state, jax.tree.map(lambda row, x: row.at[i].set(x), rows, metrics)
+            state, entries = carry
+            state, metrics = self._take_step(state, data, batches)
+            return state, jax.tree.map(lambda entry, x: entry.at[i].set(x), entries, metrics)
 
-        rows = self._no_metrics((self.max_steps_per_call,))
-        return lax.fori_loop(0, count, body, (state, rows))
+        return lax.fori_loop(0, count, body, (state, self._no_metrics((self.max_steps,))))
 
-    def _evaluation_program(
+    def _take_step(
+        self, state: TrainState, data: DeviceData, batches: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        """Take the step whose batch is next, by the step count in the state."""
+        setup = self._setup
+        position = jnp.minimum(state.step % setup.steps_per_epoch, batches.shape[0] - 1)
+        images, labels = self._batch(data, batches[position])
+        return train_step(
+            state,
+            self._augment(images, state.step),
+            labels,
+            model=setup.model,
+            optimizer=setup.optimizer,
+            seed=setup.config.seed,
+            axis_name=setup.parallel.axis_name,
+        )
+
+    def _evaluate_program(
         self,
         state: TrainState,
         total: Metrics,
@@ -223,16 +167,51 @@ class Programs:
         batches: jax.Array,
     ) -> tuple[Metrics, jax.Array]:
         """Add the metrics of the next `count` of `batches`, int32 [S, B], -1 for padding."""
+        step = partial(eval_step, model=self._setup.model, axis_name=self._setup.parallel.axis_name)
 
         def add_batch(_: int | jax.Array, carry: tuple[Metrics, jax.Array]):
             total, position = carry
             images, labels = self._batch(data, batches[position])
             weights = (batches[position] >= 0).astype(jnp.float32)
-            return total + self._eval_step(state, images, labels, weights), position + 1
+            return total + step(state, images, labels, weights), position + 1
 
-        if self.max_steps_per_call == 1:
+        if self.max_steps == 1:
             return add_batch(0, (total, position))
         return lax.fori_loop(0, count, add_batch, (total, position))
+
+    def _batch(self, data: DeviceData, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Gather and preprocess a batch."""
+        config = self._setup.config
+        images = jnp.take(data.images, indices, axis=0, mode="clip")
+        labels = jnp.take(data.labels, indices, axis=0, mode="clip")
+        return preprocess(images, config.image_size, DTYPES[config.dtype]), labels
+
+    def _augment(self, images: jax.Array, step: jax.Array) -> jax.Array:
+        """Augment a training batch, with random numbers that depend on (seed, step, device)."""
+        config, axis_name = self._setup.config, self._setup.parallel.axis_name
+        if config.augmentation == "none":
+            return images  # a loop would derive a key at every step, although nothing uses it
+        key = derive_key(config.seed, Purpose.AUGMENT, step, axis_name)
+        return AUGMENTATIONS[config.augmentation](key, images)
+
+
+def _default_steps(setup: Setup) -> int:
+    """Return how many steps a call can take where the config leaves it open."""
+    if setup.parallel.platform != "cpu":
+        return _MAX_STEPS
+    model = set_axis_name(setup.model, None)  # no axis is mapped while tracing
+    size, dtype = setup.config.image_size, DTYPES[setup.config.dtype]
+    images = jax.ShapeDtypeStruct((1, size, size, setup.train.images.shape[3]), dtype)
+
+    def forward(variables: Any, images: jax.Array) -> Any:
+        rngs = {"dropout": jax.random.key(0)}
+        return model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
+
+    return _MAX_STEPS if cpu.suits_loops(forward, setup.state.variables, images) else 1
+
+
+def _device_data(dataset: Dataset) -> DeviceData:
+    return DeviceData(dataset.images, dataset.labels)
 
 
 def padded_batches(num_examples: int, batch_size: int) -> np.ndarray:

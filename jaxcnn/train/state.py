@@ -40,14 +40,15 @@ def create_train_state(
     seed: int = 0,
     dtype: DTypeLike = jnp.float32,
 ) -> TrainState:
-    """Initialise a model and its optimizer.
+    """Initialize a model and its optimizer.
 
     Args:
         model: maps images to logits.
         optimizer: an Optax transformation.
         image_shape: (H, W, C) of one image.
         seed: of the weights.
-        dtype: of the parameters and running averages; less precise than float32 counts as float32.
+        dtype: of the parameters and running averages; one less precise than float32 counts as
+            float32.
 
     >>> from jaxcnn.models import LeNet
     >>> state = create_train_state(LeNet(), optax.sgd(0.1), (28, 28, 1))

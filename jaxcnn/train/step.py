@@ -1,5 +1,7 @@
 """One step of training and of evaluation: pure functions of a state and a batch."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -21,32 +23,37 @@ def train_step(
     seed: int = 0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Take one step of gradient descent on the mean cross-entropy of a batch.
+    """Take one optimizer step on the mean cross-entropy of a batch.
+
+    Meant to be compiled: bind the keyword arguments with `functools.partial` and wrap the result in
+    `jax.jit` (or `jax.pmap`, with `axis_name`), as in the example. Donate the state, whose memory
+    the new state can then reuse.
 
     Args:
         state: before the step.
-        images: [N, H, W, C], floating point.
+        images: floating point [N, H, W, C].
         labels: int [N].
         model: maps images to logits; built with the same `axis_name`.
-        optimizer: the one that made the state.
-        seed: dropout draws from (seed, step).
-        axis_name: mapped axis over which the batch is shared; gradients are averaged over it.
+        optimizer: the one that the state was created with.
+        seed: of dropout, whose masks depend on (seed, step).
+        axis_name: mapped axis that the batch is split over; gradients are averaged over it and
+            metrics summed. None on one device.
 
     Returns:
-        The state after the step, and the metrics of the batch before it (over all devices).
+        The state after the step and this batch's metrics (those of all devices), computed before
+        the update.
 
+    >>> from functools import partial
     >>> from jaxcnn.models import LeNet
     >>> from jaxcnn.train.state import create_train_state
     >>> model, optimizer = LeNet(), optax.sgd(0.1)
     >>> state = create_train_state(model, optimizer, (28, 28, 1))
-    >>> images, labels = jnp.ones((4, 28, 28, 1)), jnp.arange(4)
-    >>> state, metrics = train_step(state, images, labels, model=model, optimizer=optimizer)
+    >>> step = jax.jit(partial(train_step, model=model, optimizer=optimizer), donate_argnums=0)
+    >>> state, metrics = step(state, jnp.ones((4, 28, 28, 1)), jnp.arange(4))
     >>> int(state.step), int(metrics.count)
     (1, 4)
     """
-    key = derive_key(seed, Purpose.DROPOUT, state.step)
-    if axis_name is not None:
-        key = jax.random.fold_in(key, lax.axis_index(axis_name))
+    key = derive_key(seed, Purpose.DROPOUT, state.step, axis_name)
 
     def loss_fn(params):
         logits, updates = model.apply(
@@ -56,7 +63,7 @@ def train_step(
             mutable=["batch_stats"],
             rngs={"dropout": key},
         )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        losses = _cross_entropy(logits, labels)
         return losses.mean(), (losses, logits, updates.get("batch_stats", {}))
 
     grads, (losses, logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
@@ -83,17 +90,38 @@ def eval_step(
     model: nn.Module,
     axis_name: str | None = None,
 ) -> Metrics:
-    """Return the metrics of a batch, with BatchNorm's running averages and without dropout.
+    """Evaluate a batch, with BatchNorm's running averages and without dropout.
+
+    Meant to be compiled, as `train_step` is; the state is not to be donated.
 
     Args:
-        state: whose parameters to evaluate.
-        images: [N, H, W, C], floating point.
+        state: whose parameters and running averages to use.
+        images: floating point [N, H, W, C].
         labels: int [N].
-        weights: float [N], 1 for an example and 0 for padding.
+        weights: floating point [N], 1 for an example and 0 for padding.
         model: maps images to logits.
-        axis_name: mapped axis over which the batch is shared.
+        axis_name: mapped axis that the batch is split over; metrics are summed over it. None on one
+            device.
+
+    Returns:
+        The batch's metrics (those of all devices).
+
+    >>> from functools import partial
+    >>> from jaxcnn.models import LeNet
+    >>> from jaxcnn.train.state import create_train_state
+    >>> state = create_train_state(LeNet(), optax.sgd(0.1), (28, 28, 1))
+    >>> step = jax.jit(partial(eval_step, model=LeNet()))
+    >>> metrics = step(state, jnp.ones((4, 28, 28, 1)), jnp.arange(4), jnp.array([1.0, 1, 1, 0]))
+    >>> int(metrics.count)
+    3
     """
     logits = model.apply(state.variables, images, train=False)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    losses = _cross_entropy(logits, labels)
     metrics = Metrics.from_batch(losses, logits, labels, weights)
     return metrics if axis_name is None else lax.psum(metrics, axis_name)
+
+
+def _cross_entropy(logits: Any, labels: jax.Array) -> jax.Array:
+    """Return the cross-entropy of each example [N], computed in float32 at least."""
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)

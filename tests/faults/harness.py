@@ -15,7 +15,7 @@ import jax
 from jaxcnn.config import get_default_config
 from jaxcnn.models import create_model
 from jaxcnn.train import create_optimizer, create_train_state
-from jaxcnn.train.checkpoint import Checkpoints
+from jaxcnn.train.record.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
 TIMINGS = {"images_per_second", "compile_seconds", "train_seconds", "test_seconds"}
@@ -30,6 +30,7 @@ class Trainer:
         limit: bytes that a file may have; None for no limit.
         prepare: train on Fashion-MNIST, prepared beside `workdir` first, rather than on the sample.
         flags: more of them.
+        xla_flags: for the environment; by default those of a user, who has none.
     """
 
     def __init__(
@@ -39,7 +40,9 @@ class Trainer:
         limit: int | None = None,
         prepare: bool = False,
         flags: tuple[str, ...] = (),
+        xla_flags: str = "",
     ):
+        self._env = {**os.environ, "XLA_FLAGS": xla_flags, "JAX_PLATFORMS": "cpu"}
         self.workdir, self.model, self.prepares = workdir, model, prepare
         self._command = [
             *(["prlimit", f"--fsize={limit}"] if limit else []),
@@ -57,7 +60,7 @@ class Trainer:
         return subprocess.Popen(
             self._command,
             cwd=ROOT,
-            env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+            env=self._env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -87,7 +90,7 @@ class Trainer:
         config = get_default_config()
         config.momentum = 0.9
         size = 32 if self.model in ("resnet18", "vgg") else 28
-        optimizer = create_optimizer(config)
+        optimizer = create_optimizer(config, num_steps=48)
         state = create_train_state(create_model(self.model), optimizer, (size, size, 1))
         checkpoints = Checkpoints(self.workdir / "checkpoints")
         state, progress = checkpoints.restore(checkpoints.steps[-1], state)

@@ -17,8 +17,12 @@ from flax import linen as nn
 
 from jaxcnn.errors import ConfigError, TrainingError
 from jaxcnn.layers import BatchNorm, Dense, flatten
-from jaxcnn.train import TrainState, checkpoint, create_train_state
-from jaxcnn.train.checkpoint import CHECKSUMS, Checkpoints, DamagedCheckpointError, Progress
+from jaxcnn.train import TrainState, create_train_state
+from jaxcnn.train.metrics import Metrics
+from jaxcnn.train.record import checkpoint, integrity
+from jaxcnn.train.record.checkpoint import Checkpoints
+from jaxcnn.train.record.integrity import CHECKSUMS, DamagedCheckpointError
+from jaxcnn.train.record.progress import Progress
 
 
 class Tiny(nn.Module):
@@ -39,7 +43,7 @@ def state_at(step, features=3, optimizer=None, seed=0):
 
 
 def progress_at(step):
-    return Progress(epoch=1, position=step, loss_sum=0.1 + step, correct=3.0, count=7.0)
+    return Progress(epoch=1, position=step, metrics=Metrics(0.1 + step, 3.0, 7.0))
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +155,7 @@ def test_a_file_that_cannot_be_opened_is_no_damage(folder, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(checkpoint, "_checksum", refuse)
+    monkeypatch.setattr(integrity, "_checksum", refuse)
     with pytest.raises(PermissionError):
         restore_newest(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
@@ -283,7 +287,7 @@ def test_the_golden_checkpoint_is_read():
     state, progress = checkpoints.restore(7, state_at(0))
     checkpoints.close()
     assert isinstance(state, TrainState)
-    assert progress == Progress(3, 4, 5.25, 6.0, 7.0, 8.5, None)
+    assert progress == Progress(3, 4, Metrics(5.25, 6.0, 7.0), 8.5, None)
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     assert len(leaves) == len(expected) == 11
     for path, leaf in leaves:

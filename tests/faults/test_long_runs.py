@@ -5,29 +5,29 @@ import resource
 from pathlib import Path
 
 import jax
+import pytest
 
-from jaxcnn.config import get_default_config, smoke
+from conftest import Tiny, small_config
 from jaxcnn.train import train_and_evaluate
-from jaxcnn.train.display import Display
-from jaxcnn.train.programs import TrainCall
+from jaxcnn.train.programs import Programs
+from jaxcnn.train.record.display import Display
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_after_the_second_step(tmp_path, monkeypatch, caplog):
-    config = smoke(get_default_config(), image_size=28)
-    config.num_devices, config.num_epochs = 1, 3
-    config.checkpoint_every_steps = config.steps_per_call = 2
-    calls, call = [], TrainCall.__call__
+    config = small_config(num_epochs=3, checkpoint_every_steps=2, steps_per_call=2)
+    calls, train = [], Programs.train
 
     def compilations():
         return [r for r in caplog.records if "Finished XLA compilation" in r.getMessage()]
 
-    def wrapped(self, state):
+    def wrapped(*args):
         calls.append(len(compilations()))
-        return call(self, state)
+        return train(*args)
 
-    monkeypatch.setattr(TrainCall, "__call__", wrapped)
+    monkeypatch.setattr(Programs, "train", wrapped)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        train_and_evaluate(config, tmp_path)
+        train_and_evaluate(config, tmp_path, model=Tiny())
     assert len(calls) == 3 * 5  # of 2, 2, 2 and 1 steps, and 1 with a smaller batch
     assert calls[1] > 0  # the log is heard
     assert len(compilations()) == calls[2]
@@ -38,12 +38,12 @@ def resident_megabytes():
     return pages * resource.getpagesize() / 2**20
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_two_thousand_steps(tmp_path, monkeypatch):
-    config = smoke(get_default_config(), image_size=28)
-    config.num_devices, config.num_epochs = 1, 25
+    config = small_config(num_epochs=25, image_size=12)
     config.max_train_examples, config.batch_size = 1280, 16  # 80 steps an epoch
     sizes = []
-    monkeypatch.setattr(Display, "epoch", lambda self, row: sizes.append(resident_megabytes()))
+    monkeypatch.setattr(Display, "epoch", lambda *args: sizes.append(resident_megabytes()))
     state = train_and_evaluate(config, tmp_path)
     assert int(state.step) == 2000
     assert max(sizes[10:]) - max(sizes[:10]) < 10, sizes

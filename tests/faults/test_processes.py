@@ -1,5 +1,6 @@
 """The real train.py, killed, signalled, and out of room."""
 
+import functools
 import os
 import random
 import shutil
@@ -8,8 +9,13 @@ import subprocess
 
 import pytest
 
-from harness import Trainer, kill_and_finish, measure
-from jaxcnn.train.checkpoint import Checkpoints
+import harness
+from harness import kill_and_finish, measure
+from jaxcnn.train.record.checkpoint import Checkpoints
+
+pytestmark = pytest.mark.slow
+# As in conftest: LLVM's optimisations cost more than they gain in runs this short.
+Trainer = functools.partial(harness.Trainer, xla_flags="--xla_backend_optimization_level=0")
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +53,9 @@ def test_a_signal_ends_it_with_a_code_and_a_line(straight, tmp_path):
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path):
-    slow = ("--config.image_size=96", "--config.batch_size=200")  # seconds a step
-    trainer = Trainer(tmp_path / "stopped", "resnet18", flags=slow)
+    slow = ("image_size=224", "batch_size=100", "max_train_examples=2000", "steps_per_call=20")
+    flags = (*(f"--config.{each}" for each in slow), "--config.checkpoint_every_steps=0")
+    trainer = Trainer(tmp_path / "stopped", flags=flags)  # seconds a call
     process = trainer.start()
     trainer.wait_until(process, "compiled in")
     process.send_signal(signal.SIGTERM)

@@ -7,22 +7,21 @@ import jax
 import numpy as np
 import pytest
 
+from conftest import CACHED, Tiny, small_config
 from harness import TIMINGS
-from jaxcnn.config import get_default_config, smoke
 from jaxcnn.errors import StoppedError
-from jaxcnn.ops import onednn
-from jaxcnn.train import loop, train_and_evaluate
-from jaxcnn.train.checkpoint import Checkpoints
-from jaxcnn.train.programs import Programs, TrainCall
-from jaxcnn.train.signals import StopSignal
+from jaxcnn.train import pace, train_and_evaluate
+from jaxcnn.train.programs import Programs
+from jaxcnn.train.record.checkpoint import Checkpoints
+from jaxcnn.train.record.signals import StopSignal
+
+pytestmark = CACHED
 
 
-def config_of(**changes):
-    """LeNet for two epochs of eight steps, the last of each with a smaller batch."""
-    config = smoke(get_default_config(), image_size=28)
-    config.num_devices, config.momentum, config.steps_per_call = 1, 0.9, 1
-    config.update(changes)
-    return config
+def train(workdir, **changes):
+    """Train a small model for two epochs of eight steps, the last of each with a smaller batch."""
+    config = small_config(**{"steps_per_call": 1} | changes)
+    return train_and_evaluate(config, workdir, model=Tiny())
 
 
 def outcome(state, workdir):
@@ -41,10 +40,10 @@ def assert_same(a, b):
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
+def straight(tmp_path_factory, compile_cache):
     """What a run that was not stopped ends with."""
     folder = tmp_path_factory.mktemp("straight")
-    return outcome(train_and_evaluate(config_of(), folder), folder)
+    return outcome(train(folder), folder)
 
 
 def raise_at(monkeypatch, owner, name, count, number):
@@ -63,9 +62,9 @@ def raise_at(monkeypatch, owner, name, count, number):
 @pytest.mark.parametrize(
     ("owner", "name", "count", "saved"),
     [
-        (TrainCall, "__call__", 5, 5),  # in a step
-        (TrainCall, "__call__", 8, 8),  # in the last of an epoch
-        (Programs, "evaluate", 2, 16),  # of the last epoch
+        (Programs, "train", 5, 5),  # in a step
+        (Programs, "train", 8, 8),  # in the last of an epoch
+        (Programs, "evaluate", 2, 16),  # in the evaluation of the last epoch
         (Checkpoints, "save", 1, 8),
     ],
 )
@@ -74,22 +73,23 @@ def test_stopped_by_a_signal_it_saves_and_goes_on(
 ):
     raise_at(monkeypatch, owner, name, count, signal.SIGTERM)
     with pytest.raises(StoppedError, match=rf"SIGTERM and saved after step {saved}; the same"):
-        train_and_evaluate(config_of(), tmp_path)
+        train(tmp_path)
     monkeypatch.undo()
     assert str(saved) in [path.name for path in (tmp_path / "checkpoints").iterdir()]
-    if owner is Programs:  # it does not wait for the end of the evaluation
+    if name == "evaluate":  # it does not wait for the end of the evaluation
         assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == count - 1
-    state = train_and_evaluate(config_of(), tmp_path)
+    state = train(tmp_path)
     assert_same(outcome(state, tmp_path), straight)
 
 
+@pytest.mark.slow
 def test_stopped_again_and_again(straight, tmp_path, monkeypatch):
     for _ in range(2):
-        raise_at(monkeypatch, TrainCall, "__call__", 3, signal.SIGINT)
+        raise_at(monkeypatch, Programs, "train", 3, signal.SIGINT)
         with pytest.raises(StoppedError):
-            train_and_evaluate(config_of(), tmp_path)
+            train(tmp_path)
         monkeypatch.undo()
-    state = train_and_evaluate(config_of(), tmp_path)
+    state = train(tmp_path)
     assert_same(outcome(state, tmp_path), straight)
     assert len(json.loads((tmp_path / "run.json").read_text())["starts"]) == 3
 
@@ -106,54 +106,57 @@ def remember_saves(monkeypatch):
     return steps
 
 
-def test_saving_within_an_epoch_changes_nothing(straight, tmp_path, monkeypatch):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("every", "expected"), [(3, [3, 6, 8, 9, 12, 15, 16]), (4, [4, 8, 12, 16])]
+)
+def test_saving_within_an_epoch_changes_nothing(straight, tmp_path, monkeypatch, every, expected):
     steps = remember_saves(monkeypatch)
-    state = train_and_evaluate(config_of(checkpoint_every_steps=3), tmp_path)
-    assert steps == [3, 6, 8, 9, 12, 15, 16]
+    state = train(tmp_path, checkpoint_every_steps=every)
+    assert steps == expected
     assert_same(outcome(state, tmp_path), straight)
 
 
+@pytest.mark.slow
 def test_several_steps_per_call(tmp_path, monkeypatch):
-    config = config_of(steps_per_call=3, checkpoint_every_steps=5)  # 3, 2, 2, 1
+    changes = {"steps_per_call": 3, "checkpoint_every_steps": 5}  # 3, 2, 2, 1
     steps = remember_saves(monkeypatch)
-    straight = outcome(train_and_evaluate(config, tmp_path / "straight"), tmp_path / "straight")
+    straight = outcome(train(tmp_path / "straight", **changes), tmp_path / "straight")
     assert steps == [5, 8, 10, 15, 16]
     tmp_path = tmp_path / "stopped"
-    raise_at(monkeypatch, TrainCall, "__call__", 3, signal.SIGTERM)
+    raise_at(monkeypatch, Programs, "train", 3, signal.SIGTERM)
     with pytest.raises(StoppedError, match="after step 7"):
-        train_and_evaluate(config, tmp_path)
+        train(tmp_path, **changes)
     monkeypatch.undo()
-    assert_same(outcome(train_and_evaluate(config, tmp_path), tmp_path), straight)
+    assert_same(outcome(train(tmp_path, **changes), tmp_path), straight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [1e-9, 1e9])
 def test_calls_take_as_many_steps_as_their_time_allows(tmp_path, monkeypatch, seconds):
-    if not onednn.available():
-        pytest.skip(f"one step per call, since oneDNN is {onednn.verdict()}")
-    steps, take = [], TrainCall.__call__
+    counts, take = [], Programs.train
 
-    def remember(call, state):
-        steps.append(call.steps)
-        return take(call, state)
+    def remember(self, state, step, count):
+        counts.append(count)
+        return take(self, state, step, count)
 
-    monkeypatch.setattr(TrainCall, "__call__", remember)
-    monkeypatch.setattr(loop, "_CALL_SECONDS", seconds)
-    config = config_of(steps_per_call=0)
-    results = outcome(train_and_evaluate(config, tmp_path / "a"), tmp_path / "a")
+    monkeypatch.setattr(Programs, "train", remember)
+    monkeypatch.setattr(pace, "_CALL_SECONDS", seconds)
+    results = outcome(train(tmp_path / "a", steps_per_call=0), tmp_path / "a")
     # Eight steps an epoch, one of them with a smaller batch; the very first goes alone.
-    assert steps == ([1] * 16 if seconds < 1 else [1, 6, 1, 7, 1])
+    assert counts == ([1] * 16 if seconds < 1 else [1, 6, 1, 7, 1])
     monkeypatch.undo()
-    config.steps_per_call = 4
-    assert_same(outcome(train_and_evaluate(config, tmp_path / "b"), tmp_path / "b"), results)
+    assert_same(outcome(train(tmp_path / "b", steps_per_call=4), tmp_path / "b"), results)
 
 
+@pytest.mark.slow
 def test_fewer_epochs_than_a_stopped_run_has_begun(tmp_path, monkeypatch, capsys):
-    raise_at(monkeypatch, TrainCall, "__call__", 11, signal.SIGTERM)
+    raise_at(monkeypatch, Programs, "train", 11, signal.SIGTERM)
     with pytest.raises(StoppedError):
-        train_and_evaluate(config_of(), tmp_path)
+        train(tmp_path)
     monkeypatch.undo()
     capsys.readouterr()
-    assert int(train_and_evaluate(config_of(num_epochs=1), tmp_path).step) == 11
+    assert int(train(tmp_path, num_epochs=1).step) == 11
     assert "already trained; nothing to do after epoch 1 (step 11)" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""What a run writes for people and programs to read: rows of JSON, and TensorBoard files."""
+"""What a run logs, for people and programs to read: rows of JSON, and TensorBoard files."""
 
 import contextlib
 import json
@@ -10,15 +10,67 @@ from typing import Any
 
 from jaxcnn.errors import ConfigError
 from jaxcnn.files import sync, write_atomically
+from jaxcnn.train.metrics import Metrics
 
 Row = dict[str, Any]
+
+
+def step_row(epoch: int, step: int, metrics: Metrics) -> Row:
+    """Return a row of `steps.jsonl`.
+
+    Args:
+        epoch: from 1.
+        step: optimizer steps of the whole run, this one included.
+        metrics: of this step's batch.
+
+    >>> step_row(1, 8, Metrics(loss_sum=6.0, correct=1.0, count=4.0))
+    {'step': 8, 'epoch': 1, 'loss': 1.5, 'accuracy': 0.25}
+    """
+    return {"step": step, "epoch": epoch, **metrics.means()}
+
+
+def epoch_row(
+    epoch: int,
+    step: int,
+    train: Metrics,
+    train_seconds: float,
+    test: Metrics,
+    test_seconds: float,
+    compile_seconds: float,
+) -> Row:
+    """Return a row of `metrics.jsonl`.
+
+    Args:
+        epoch: from 1.
+        step: optimizer steps of the whole run, this epoch's included.
+        train: sums over the epoch's batches, each before its update.
+        train_seconds: that the epoch's steps took.
+        test: sums over the test set.
+        test_seconds: that evaluation took.
+        compile_seconds: that compiling took, if it preceded this epoch; else 0.
+
+    >>> sums = Metrics(loss_sum=6.0, correct=1.0, count=4.0)
+    >>> row = epoch_row(1, 8, sums, 0.5, sums, 0.1, 2.0)
+    >>> row["train_loss"], row["test_accuracy"], row["images_per_second"]
+    (1.5, 0.25, 8.0)
+    """
+    return {
+        "epoch": epoch,
+        "step": step,
+        **{f"train_{name}": mean for name, mean in train.means().items()},
+        "images_per_second": train.count / train_seconds,
+        "train_seconds": train_seconds,
+        **{f"test_{name}": mean for name, mean in test.means().items()},
+        "test_seconds": test_seconds,
+        "compile_seconds": compile_seconds,
+    }
 
 
 class JsonLines:
     """A file with one JSON object per line, each with an 'epoch' and a 'step'.
 
     Args:
-        path: of the file; made at the first `append`.
+        path: of the file; the first `append` creates it.
 
     >>> import tempfile
     >>> log = JsonLines(Path(tempfile.mkdtemp()) / "metrics.jsonl")
@@ -32,10 +84,10 @@ class JsonLines:
         self.path = path
 
     def rows(self) -> list[Row]:
-        """Return the rows; a last line that was not written to its end is left out.
+        """Return the rows, without a last line that is incomplete.
 
         Raises:
-            ConfigError: if another line is not a row.
+            ConfigError: if any other line is not a row.
         """
         if not self.path.exists():
             return []
@@ -48,13 +100,13 @@ class JsonLines:
             int(row["epoch"]), int(row["step"])
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigError(
-                f"line {number} of {str(self.path)!r} is damaged; put the file back, or take the "
-                "line out if it may be lost"
+                f"line {number} of {str(self.path)!r} is damaged; restore the file, or delete the "
+                "line if it may be lost"
             ) from error
         return row
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Add rows; return when they are on disk."""
+        """Add rows; return once they are on disk."""
         is_new = not self.path.exists()
         with self.path.open("a") as file:
             file.write("".join(f"{json.dumps(row, allow_nan=False)}\n" for row in rows))
@@ -64,7 +116,7 @@ class JsonLines:
             sync([self.path.parent])
 
     def truncate(self, key: str, last: int) -> None:
-        """Drop the rows with more than `last` under a key, and what was not written to its end."""
+        """Drop the rows whose value of `key` exceeds `last`, and a last line that is incomplete."""
         if self.path.exists():
             kept = [row for row in self.rows() if row[key] <= last]
             write_atomically(self.path, "".join(f"{json.dumps(row)}\n" for row in kept))
@@ -73,12 +125,12 @@ class JsonLines:
 class TensorBoard:
     """Scalars for TensorBoard; does nothing where tensorboardX is not installed.
 
-    They are written at once: tensorboardX's SummaryWriter has a thread of its own, which loses rows
-    when the process is killed, and for which the run would wait for ever when the disk is full.
+    They are written immediately: tensorboardX's SummaryWriter writes in a thread of its own, which
+    loses rows when the process is killed, and which the run would wait for forever on a full disk.
 
     Args:
         folder: of the event files.
-        step: that the run starts from; TensorBoard hides what was written for later ones.
+        step: that the run starts from; TensorBoard hides earlier scalars of later steps.
     """
 
     def __init__(self, folder: Path, step: int):
@@ -95,7 +147,7 @@ class TensorBoard:
         self._put(step + 1, session_log=start)
 
     def write(self, row: Row) -> None:
-        """Write the numbers of one epoch."""
+        """Write the scalars of one epoch."""
         if self._writer is None:
             return
         for name, value in row.items():

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, kept until the run can stop without losing anything."""
+"""SIGINT and SIGTERM, held back until the run can stop without losing anything."""
 
 import contextlib
 import os
@@ -11,13 +11,13 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignal:
-    """A context manager within which the first SIGINT or SIGTERM is only noted.
+    """A context manager that records the first SIGINT or SIGTERM instead of letting it act.
 
-    The second one ends the process at once, as it would have without this. In a thread other than
-    the main one, Python has no say in signals, and nothing changes.
+    A second one ends the process immediately, as the first would have without this. Outside the
+    main thread it does nothing, since Python handles signals in the main thread only.
 
     Attributes:
-        received: the signal, or None as long as there was none.
+        received: the signal, or None if there was none yet.
 
     >>> with StopSignal() as stop:
     ...     signal.raise_signal(signal.SIGTERM)

@@ -8,14 +8,19 @@ from typing import Any
 
 import jax
 
-from jaxcnn.ops.implementation import choose_implementation
-from jaxcnn.ops.onednn import verdict
+from jaxcnn.ops import cpu
 
 _PACKAGES = ("jaxcnn", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def describe_environment(devices: Sequence[jax.Device]) -> dict[str, Any]:
-    """Return the date, the versions and the devices that decide a run's bits.
+def describe_environment(
+    devices: Sequence[jax.Device], implementation: str | None = None
+) -> dict[str, Any]:
+    """Return the date and what a run's bits depend on apart from its config.
+
+    Args:
+        devices: those in use.
+        implementation: of the ops, if the config gives one.
 
     >>> sorted(describe_environment(jax.devices()))
     ['convolution', 'date', 'devices', 'platform', 'python', 'versions']
@@ -25,16 +30,16 @@ def describe_environment(devices: Sequence[jax.Device]) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in _PACKAGES},
-        "convolution": _convolution(devices[0].platform),
+        "convolution": _convolution(devices[0].platform, implementation),
         "devices": [f"{device.platform}: {device.device_kind}" for device in devices],
     }
 
 
-def _convolution(platform: str) -> str:
-    """Say which algorithms convolutions take, since they round differently."""
+def _convolution(platform: str, implementation: str | None) -> str:
+    """Return which algorithms the ops use, since each rounds differently."""
     if platform != "cpu":
         return "XLA"
-    return f"{choose_implementation()}; oneDNN {verdict()}"
+    return f"{cpu.choose_implementation(implementation)}; {cpu.status()}"
 
 
 def _version(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The folder of a run: what it is, its logs and checkpoints, and going on from them."""
+"""The folder of a run: its record, its logs and checkpoints, and resuming from them."""
 
 import contextlib
 import json
@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
+from jaxcnn.config import get_default_config
 from jaxcnn.errors import ConfigError, TrainingError
 from jaxcnn.files import hold_lock, sync, write_atomically
 from jaxcnn.inspect import plot_curves
-from jaxcnn.train.checkpoint import Checkpoints, Progress
-from jaxcnn.train.logs import JsonLines, Row, TensorBoard
+from jaxcnn.train.record.checkpoint import Checkpoints
+from jaxcnn.train.record.logs import JsonLines, Row, TensorBoard
+from jaxcnn.train.record.progress import Progress
 from jaxcnn.train.state import TrainState
 
-# What may differ when a run goes on; anything else would make it another run.
+# Settings that may differ when a run is resumed; a change of any other would make it another run.
 MAY_CHANGE = (
     "num_epochs",
     "data_dir",
@@ -23,24 +23,27 @@ MAY_CHANGE = (
     "checkpoint_every_steps",
     "num_devices",
     "steps_per_call",
+    "implementation",
 )
+# Keys of `run.json` that earlier versions wrote under another name: then, and now.
+_RENAMED = {"steps_per_dispatch": "steps_per_call"}
 
 
 class Workdir:
-    """Where a run keeps what it makes; a context manager, since one process at a time may hold it.
+    """The folder of a run; a context manager that one process at a time can hold.
 
-    `checkpoints/<step>/`, `run.json` (config, data, and the environment of each start),
-    `metrics.jsonl` (a row per epoch), `steps.jsonl` (a row per step), `curves.png` and, where
-    tensorboardX is installed, `tensorboard/`.
+    It contains `checkpoints/<step>/`, `run.json` (settings, data, and the environment of each
+    start), `metrics.jsonl` (a row per epoch), `steps.jsonl` (a row per step), `curves.png` and,
+    where tensorboardX is installed, `tensorboard/`.
 
     Args:
-        folder: made if it is missing.
-        config: of the run.
+        folder: created if it is missing.
+        settings: of the run: the config as a dict.
         digests: SHA-256 of each split of the data.
         environment: of this start, for the record.
 
     Attributes:
-        changes: a line for each part of the environment that is not what it was at the last start.
+        changes: a line for each part of the environment that has changed since the last start.
 
     Raises:
         ConfigError: if the folder cannot be written, is in use, or holds another run.
@@ -49,15 +52,16 @@ class Workdir:
     def __init__(
         self,
         folder: str | Path,
-        config: ConfigDict,
+        settings: dict[str, Any],
         digests: dict[str, str],
         environment: dict[str, Any],
     ):
         self.folder = Path(folder)
-        self._open = contextlib.ExitStack()  # what must be closed, the lock among it
+        self._open = contextlib.ExitStack()  # closes the lock and all that is open
         self._run_file = self.folder / "run.json"
+        self._title = f"{settings['model']} on {settings['dataset']}"
         self.changes: list[str] = []
-        run: dict[str, Any] = {"config": config.to_dict(), "data": digests, "starts": []}
+        run: dict[str, Any] = {"config": settings, "data": digests, "starts": []}
         try:
             with self._writing(ConfigError, "make it writable, or give another --workdir"):
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -68,14 +72,13 @@ class Workdir:
                 self._metrics = JsonLines(self.folder / "metrics.jsonl")
                 self._steps = JsonLines(self.folder / "steps.jsonl")
                 if self._checkpoints.steps or self._metrics.rows() or self._steps.rows():
-                    run["starts"] = self._check_is_the_same(run)
+                    run["starts"] = self._check_same_run(run)
                     self.changes = _changes(run["starts"], environment)
                 run["starts"].append(environment)
                 write_atomically(self._run_file, f"{json.dumps(run, indent=2)}\n")
         except BaseException:
             self._open.close()
             raise
-        self._title = f"{config.model} on {config.dataset}"
 
     def __enter__(self) -> "Workdir":
         return self
@@ -86,22 +89,22 @@ class Workdir:
     def resume(self, state: TrainState, warn: Callable[[str], None]) -> tuple[TrainState, Progress]:
         """Return the newest good checkpoint, or the given state and no progress if there is none.
 
-        Rows that were logged after that checkpoint are dropped: their steps will be taken again.
+        Rows logged after that checkpoint are dropped: their steps will be taken again.
 
         Args:
             state: of a run that has not begun; gives shapes and devices.
             warn: called with one line for each damaged checkpoint.
 
         Raises:
-            ConfigError: if there are checkpoints, but none that is good, or of another network; or
-                if there are none any more.
+            ConfigError: if there are checkpoints, but no good one, or they are of another network;
+                or if there are logs, but no checkpoints any more.
         """
         with self._writing(ConfigError, "make it writable, or give another --workdir"):
             restored = self._checkpoints.restore_newest(state, warn)
             if restored is None and len(self.rows()) > 1:  # one may precede the first checkpoint
                 raise ConfigError(
-                    f"the workdir {str(self.folder)!r} has logs but no checkpoints any more; put "
-                    "them back, or give another --workdir"
+                    f"the workdir {str(self.folder)!r} has logs but no checkpoints any more; "
+                    "restore them, or give another --workdir"
                 )
             state, progress = restored or (state, Progress())
             step = int(state.step)
@@ -114,9 +117,9 @@ class Workdir:
     def save(
         self, state: TrainState, progress: Progress, step_rows: list[Row], row: Row | None = None
     ) -> None:
-        """Log what has happened since the last checkpoint and save another.
+        """Log what has happened since the last checkpoint, and save another.
 
-        The rows come first: a run that is killed in between takes the steps again.
+        The rows come first, so that a run killed in between takes the steps again.
 
         Args:
             state: to save.
@@ -141,7 +144,7 @@ class Workdir:
         return self._metrics.rows()
 
     def draw(self) -> None:
-        """Draw the curves, if there is anything to draw."""
+        """Plot the curves to `curves.png`, if there are any rows."""
         with self._writing(
             TrainingError, "the run is complete; make room, and give the same command for curves"
         ):
@@ -152,7 +155,7 @@ class Workdir:
 
     @contextlib.contextmanager
     def _writing(self, kind: type[Exception], advice: str) -> Iterator[None]:
-        """Turn a failure to write into one line."""
+        """Turn a failure to write into an error of one line."""
         try:
             yield
         except OSError as error:
@@ -171,18 +174,22 @@ class Workdir:
                 "until it ends, or give another --workdir"
             ) from None
 
-    def _check_is_the_same(self, now: dict[str, Any]) -> list[dict[str, Any]]:
-        """Raise a ConfigError if the folder is another run's; return its earlier starts."""
+    def _read_run(self) -> tuple[dict[str, Any], dict[str, str], list[dict[str, Any]]]:
+        """Return the settings, the digests and the starts that `run.json` records."""
         try:
-            before = json.loads(self._run_file.read_text())
-            config, data, starts = before["config"], before["data"], before["starts"]
-            dict(config), list(starts), [dict(start) for start in starts]
+            run = json.loads(self._run_file.read_text())
+            starts = [dict(start) for start in run["starts"]]
+            return _with_todays_keys(dict(run["config"])), run["data"], starts
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"the workdir {str(self.folder)!r} has checkpoints or logs, but its run.json "
-                f"cannot be read ({error}), so whose they are is not known; put it back, or give "
+                f"cannot be read ({error}), so it is not known whose they are; restore it, or give "
                 "another --workdir"
             ) from error
+
+    def _check_same_run(self, now: dict[str, Any]) -> list[dict[str, Any]]:
+        """Raise a ConfigError if the folder belongs to another run; return its earlier starts."""
+        config, data, starts = self._read_run()
         changes = [
             f"{key} was {config.get(key)!r} and is {now['config'].get(key)!r}"
             for key in sorted(config.keys() | now["config"].keys())
@@ -201,8 +208,14 @@ class Workdir:
         return starts
 
 
+def _with_todays_keys(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Return recorded settings under their names of today, with defaults for newer keys."""
+    renamed = {_RENAMED.get(key, key): value for key, value in recorded.items()}
+    return get_default_config().to_dict() | renamed
+
+
 def _changes(starts: list[dict[str, Any]], environment: dict[str, Any]) -> list[str]:
-    """Return a line for each part of the environment that decides the bits and has changed."""
+    """Return a line for each change of the environment that may change the bits of the results."""
     before = starts[-1] if starts else {}
     return [
         f"{key} was {before[key]} at the last start and is {now}: the bits may differ from there"

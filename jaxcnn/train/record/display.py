@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a live line in a terminal, plain lines elsewhere."""
+"""What a run shows while it trains: a live line in a terminal, plain lines elsewhere."""
 
 import contextlib
 import sys
@@ -14,9 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from jaxcnn.train.logs import Row
-
-_PLAIN_SECONDS = 30.0  # between two lines within an epoch where the output is no terminal
+_PLAIN_SECONDS = 30.0  # between two lines within an epoch, where the output is not a terminal
 
 
 class Display:
@@ -29,7 +27,7 @@ class Display:
     """
 
     def __init__(self, num_steps: int, num_epochs: int, console: Console | None = None):
-        # In Jupyter plain lines: rich takes it for a terminal, but a redrawn bar fills the cell.
+        # Plain lines in Jupyter: rich takes it for a terminal, but a redrawn bar floods the cell.
         self.console = console or Console(
             highlight=False,
             soft_wrap=True,
@@ -69,21 +67,20 @@ class Display:
         self._live.stop()
 
     def print(self, text: str) -> None:
-        """Print a line that stays; a run goes on if it cannot be printed."""
+        """Print a line that stays; a failure to print does not stop the run."""
         with contextlib.suppress(OSError):
             self.console.print(text, markup=False)
 
-    def step(self, epoch: int, step: int, rate: float, loss: float, accuracy: float) -> None:
+    def step(self, epoch: int, step: int, rate: float, means: dict[str, float]) -> None:
         """Show the latest step whose metrics are known.
 
         Args:
             epoch: from 1.
             step: optimizer steps of the whole run.
             rate: images per second in this epoch.
-            loss: mean of this epoch so far.
-            accuracy: likewise.
+            means: of this epoch so far, as `Metrics.means` returns them.
         """
-        numbers = f"{rate:,.0f} images/s  loss {loss:.4f}  accuracy {accuracy:.4f}"
+        numbers = f"{rate:,.0f} images/s  {_format(means, separator='  ')}"
         if self.console.is_terminal:
             self._live.update(
                 self._task,
@@ -102,12 +99,29 @@ class Display:
         """Show that the epoch's steps are done and the test set is being evaluated."""
         self._live.update(self._task, numbers="evaluating")
 
-    def epoch(self, row: Row) -> None:
-        """Print the row of a finished epoch."""
+    def epoch(
+        self,
+        epoch: int,
+        step: int,
+        rate: float,
+        train: dict[str, float],
+        test: dict[str, float],
+    ) -> None:
+        """Print the result of a finished epoch.
+
+        Args:
+            epoch: from 1.
+            step: optimizer steps of the whole run.
+            rate: images per second in this epoch.
+            train: means over the epoch, as `Metrics.means` returns them.
+            test: means over the test set.
+        """
         self._last_line = time.monotonic()
         self.print(
-            f"epoch {row['epoch']}/{self._num_epochs}  step {row['step']}  "
-            f"train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.4f}  "
-            f"test loss {row['test_loss']:.4f} accuracy {row['test_accuracy']:.4f}  "
-            f"{row['images_per_second']:,.0f} images/s"
+            f"epoch {epoch}/{self._num_epochs}  step {step}  train {_format(train)}  "
+            f"test {_format(test)}  {rate:,.0f} images/s"
         )
+
+
+def _format(means: dict[str, float], separator: str = " ") -> str:
+    return separator.join(f"{name} {mean:.4f}" for name, mean in means.items())

@@ -1,0 +1,183 @@
+"""From a config to all that training needs: devices, data, model, optimizer and state."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import optax
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from jaxcnn.config import DTYPES, check_batches, check_values, validate_config
+from jaxcnn.data import Dataset, check_dataset, load_dataset
+from jaxcnn.errors import ConfigError
+from jaxcnn.models import create_model
+from jaxcnn.train.optim import create_optimizer
+from jaxcnn.train.parallel import DataParallel
+from jaxcnn.train.protocol import check_model, check_optimizer, set_axis_name
+from jaxcnn.train.state import TrainState, create_train_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a run trains, on what and with what.
+
+    Attributes:
+        config: as it was given.
+        parallel: the devices.
+        train: the training set.
+        test: the test set.
+        model: maps images to logits; its axis name is that of `parallel`.
+        optimizer: created the state.
+        state: to start from, on the devices; training takes over its memory.
+        settings: the config as a dict, for the record: an object that was given replaces the
+            config's word, as in {"model": "object ResNet"}.
+    """
+
+    config: ConfigDict
+    parallel: DataParallel
+    train: Dataset
+    test: Dataset
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    state: TrainState
+    settings: dict[str, Any]
+
+    @property
+    def full_batches(self) -> int:
+        """Steps of an epoch that have a full batch."""
+        return len(self.train.labels) // self.config.batch_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch, with the smaller last batch if there is one."""
+        return _steps_per_epoch(self.config, self.train)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.num_epochs * self.steps_per_epoch
+
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of each split of the data."""
+        return {"train": self.train.digest(), "test": self.test.digest()}
+
+
+def prepare(
+    config: ConfigDict,
+    *,
+    model: nn.Module | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    train: Any = None,
+    test: Any = None,
+) -> Setup:
+    """Check a config and build what it asks for; no training program is compiled yet.
+
+    An object, if given, replaces what the config names: `model` the one of `config.model`,
+    `num_classes` and `implementation`; `optimizer` the one of `config.optimizer`, `schedule` and
+    their hyperparameters; `train` and `test` those of `config.dataset`. The other keys apply to
+    objects too, such as `image_size` and `max_train_examples` to data.
+
+    Args:
+        config: see `jaxcnn.get_default_config`.
+        model: a linen module that follows `jaxcnn.train.protocol.check_model`.
+        optimizer: follows `jaxcnn.train.protocol.check_optimizer`.
+        train: a training set that follows `jaxcnn.data.check_dataset`.
+        test: a test set, likewise.
+
+    Raises:
+        ConfigError: if a value of the config or an object is not accepted, or they do not fit
+            together.
+        DataError: if the data set is missing or damaged.
+
+    >>> from jaxcnn.config import get_default_config, smoke
+    >>> config = smoke(get_default_config(), image_size=28)
+    >>> config.num_devices = 1
+    >>> setup = prepare(config, optimizer=optax.sgd(0.1))
+    >>> setup.steps_per_epoch, setup.settings["model"], setup.settings["optimizer"]
+    (8, 'lenet', 'object GradientTransformationExtraArgs')
+    """
+    if model is None:
+        validate_config(config)
+    else:
+        check_values(config)
+    settings = _settings(config, model, optimizer, train, test)
+    train, test = _load_data(config, train, test)
+    parallel = DataParallel(config.num_devices)
+    check_batches(config.batch_size, len(train.labels), len(parallel.devices))
+    image_shape = (config.image_size, config.image_size, train.images.shape[3])
+    num_classes, dtype = len(train.class_names), DTYPES[config.dtype]
+    if model is None:
+        model = _create_model(config, num_classes, settings["dataset"])
+    else:
+        check_model(model, image_shape, num_classes, len(parallel.devices), dtype)
+    model = set_axis_name(model, parallel.axis_name)
+    create_state = partial(
+        create_train_state, model, image_shape=image_shape, seed=config.seed, dtype=dtype
+    )
+    if optimizer is None:
+        num_steps = config.num_epochs * _steps_per_epoch(config, train)
+        optimizer = create_optimizer(config, num_steps)
+    else:
+        check_optimizer(optimizer, jax.eval_shape(partial(create_state, optax.identity())).params)
+    state = parallel.replicate(parallel.compile_and_run(partial(create_state, optimizer)))
+    return Setup(config, parallel, train, test, model, optimizer, state, settings)
+
+
+def _settings(config: ConfigDict, model: Any, optimizer: Any, train: Any, test: Any) -> dict:
+    def word(key: str, given: Any) -> str:
+        return config[key] if given is None else f"object {type(given).__name__}"
+
+    datasets = dict.fromkeys(word("dataset", given) for given in (train, test))
+    return config.to_dict() | {
+        "model": word("model", model),
+        "optimizer": word("optimizer", optimizer),
+        "dataset": ", ".join(datasets),
+    }
+
+
+def _load_data(config: ConfigDict, train: Any, test: Any) -> tuple[Dataset, Dataset]:
+    """Return the training and the test set: those given, or those that the config names."""
+
+    def load(split: str, given: Any, limit: int) -> Dataset:
+        if given is not None:
+            return check_dataset(given, split).first(limit)
+        return load_dataset(config.dataset, split, config.data_dir, config.data_source).first(limit)
+
+    train = load("train", train, config.max_train_examples)
+    test = load("test", test, config.max_test_examples)
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise ConfigError(
+            f"train.images are {_size(train)} and test.images {_size(test)}; give images of one "
+            "shape"
+        )
+    if train.class_names != test.class_names:
+        raise ConfigError(
+            f"train.class_names are {train.class_names} and test.class_names {test.class_names}; "
+            "give both sets the same"
+        )
+    return train, test
+
+
+def _size(dataset: Dataset) -> str:
+    return " x ".join(map(str, dataset.images.shape[1:]))
+
+
+def _create_model(config: ConfigDict, num_classes: int, dataset: str) -> nn.Module:
+    """Build the model that the config names."""
+    if config.num_classes < num_classes:
+        raise ConfigError(
+            f"config.num_classes is {config.num_classes}, but {dataset} has {num_classes} classes; "
+            "give at least that many"
+        )
+    return create_model(
+        config.model,
+        num_classes=config.num_classes,
+        dtype=DTYPES[config.dtype],
+        implementation=config.implementation or None,
+    )
+
+
+def _steps_per_epoch(config: ConfigDict, train: Dataset) -> int:
+    return -(-len(train.labels) // config.batch_size)

@@ -1,0 +1,187 @@
+"""What training needs of a model and an optimizer that are given as objects.
+
+Both are traced on shapes alone (`jax.eval_shape`), so an object that does not fit is refused
+before anything is compiled. `jaxcnn.data.check_dataset` is the same for data.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from jaxcnn.errors import ConfigError, first_line
+from jaxcnn.train.state import TrainState, create_train_state
+from jaxcnn.train.trees import first_difference, shapes_by_name
+
+_BATCH = 2  # images that a model is traced with
+
+
+def set_axis_name(model: nn.Module, axis_name: str | None) -> nn.Module:
+    """Return the model with its field `axis_name` set, or as it is if it has no such field.
+
+    >>> from jaxcnn.models import ResNet18
+    >>> set_axis_name(ResNet18(), "batch").axis_name
+    'batch'
+    """
+    return model.clone(axis_name=axis_name) if _has_axis_name(model) else model
+
+
+def _has_axis_name(model: nn.Module) -> bool:
+    return "axis_name" in {field.name for field in dataclasses.fields(model)}
+
+
+def check_model(
+    model: nn.Module,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    num_devices: int = 1,
+    dtype: DTypeLike = jnp.float32,
+) -> None:
+    """Check that a model follows the model protocol.
+
+    The protocol is what training needs of any linen module. Images are floating point
+    [N, H, W, C], logits floating point [N, K] with K at least the number of classes.
+
+    - `model.init(key, images, train=False)` returns variables in the collections `params`
+      (floating point) and, if the model has any state, `batch_stats`.
+    - `model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key})`
+      returns logits and the updated `batch_stats`, of the same shapes and dtypes as before.
+    - `model.apply(variables, images, train=False)` returns logits.
+    - On several devices, a model with `batch_stats` has a field `axis_name`: training sets it to
+      the mapped axis, over which the model averages its batch statistics (as `axis_name` of
+      `flax.linen.BatchNorm` does).
+
+    Args:
+        model: the module.
+        image_shape: (H, W, C) of one image.
+        num_classes: of the data set.
+        num_devices: to train on.
+        dtype: of the images.
+
+    Raises:
+        ConfigError: one line that says what does not hold.
+
+    >>> from jaxcnn.models import LeNet
+    >>> check_model(LeNet(num_classes=7), (28, 28, 1), num_classes=10)
+    Traceback (most recent call last):
+    jaxcnn.errors.ConfigError: model LeNet returns logits of shape (2, 7) for 2 images; ...
+    """
+    name = f"model {type(model).__name__}"
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{name} is no flax.linen.Module; give one, such as jaxcnn.LeNet()")
+    traced = set_axis_name(model, None)  # no axis is mapped while tracing
+    state = _trace_init(traced, name, image_shape, dtype)
+    images = jax.ShapeDtypeStruct((_BATCH, *image_shape), dtype)
+    for logits in _trace_apply(traced, name, state, images):
+        _check_logits(name, logits, num_classes)
+    if state.batch_stats and num_devices > 1 and not _has_axis_name(model):
+        raise ConfigError(
+            f"{name} has batch_stats but no field axis_name, so {num_devices} devices cannot share "
+            "its batch statistics; add the field and hand it to BatchNorm, or set "
+            "config.num_devices=1"
+        )
+
+
+def _trace_init(
+    model: nn.Module, name: str, image_shape: tuple[int, int, int], dtype: DTypeLike
+) -> TrainState:
+    """Return the shapes of a model's state, after checking its collections."""
+    call = f"{name}: init(key, images [1, {', '.join(map(str, image_shape))}], train=False)"
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = _trace(call, partial(model.init, train=False), jax.random.key(0), images)
+    collections = set(variables)
+    if not {"params"} <= collections <= {"params", "batch_stats"}:
+        raise ConfigError(
+            f"{call} returns the collections {', '.join(sorted(collections)) or 'none'}; it must "
+            "be params and, for state, batch_stats"
+        )
+    for array, (_, array_dtype) in shapes_by_name(variables).items():
+        if not jnp.issubdtype(array_dtype, jnp.floating):
+            raise ConfigError(f"{name} has {array} of {array_dtype}; it must be floating point")
+    create = partial(create_train_state, model, optax.identity(), image_shape, dtype=dtype)
+    return _trace(call, create)
+
+
+def _trace_apply(
+    model: nn.Module, name: str, state: TrainState, images: jax.ShapeDtypeStruct
+) -> tuple[Any, Any]:
+    """Return the shapes of the logits in training and in evaluation."""
+
+    def train(variables, images):
+        rngs = {"dropout": jax.random.key(0)}
+        return model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
+
+    call = f"{name}: apply(variables, images, train=True, mutable=['batch_stats'], rngs=...)"
+    in_training, updates = _trace(call, train, state.variables, images)
+    _check_kept(f"{name}: training changes", state.batch_stats, updates.get("batch_stats", {}))
+    call = f"{name}: apply(variables, images, train=False)"
+    return in_training, _trace(call, partial(model.apply, train=False), state.variables, images)
+
+
+def _check_logits(name: str, logits: Any, num_classes: int) -> None:
+    if not isinstance(logits, jax.ShapeDtypeStruct):
+        raise ConfigError(f"{name} returns a {type(logits).__name__}; it must return logits [N, K]")
+    shape = logits.shape
+    if len(shape) != 2 or shape[0] != _BATCH or shape[1] < num_classes:
+        raise ConfigError(
+            f"{name} returns logits of shape {shape} for {_BATCH} images; it must be [{_BATCH}, K] "
+            f"with K at least the {num_classes} classes of the data set"
+        )
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ConfigError(f"{name} returns logits of {logits.dtype}; they must be floating point")
+
+
+def check_optimizer(optimizer: optax.GradientTransformation, params: Any) -> None:
+    """Check that an optimizer follows the optimizer protocol, which is Optax's.
+
+    - `optimizer.init(params)` returns its state, a tree of arrays.
+    - `optimizer.update(grads, state, params)` returns updates, which `optax.apply_updates` adds to
+      the parameters, and the new state. Neither parameters nor state change in structure, shape or
+      dtype.
+
+    Args:
+        optimizer: the transformation.
+        params: of the model; arrays or their shapes.
+
+    Raises:
+        ConfigError: one line that says what does not hold.
+
+    >>> check_optimizer(optax.sgd(0.1, momentum=0.9), {"bias": jnp.zeros(3)})
+    """
+    name = f"optimizer {type(optimizer).__name__}"
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise ConfigError(f"{name} is no optax.GradientTransformation; give one, as optax.sgd(0.1)")
+
+    def update(params, state):
+        updates, state = optimizer.update(params, state, params)  # grads are like the parameters
+        return optax.apply_updates(params, updates), state
+
+    state = _trace(f"{name}: init(params)", optimizer.init, params)
+    new_params, new_state = _trace(f"{name}: update(grads, state, params)", update, params, state)
+    _check_kept(f"{name} changes the parameter", params, new_params)
+    _check_kept(f"{name} changes its state", state, new_state)
+
+
+def _trace(call: str, function: Callable, *args: Any) -> Any:
+    """Return the shapes of a function's results; an error in it ends in one line."""
+    try:
+        return jax.eval_shape(function, *args)
+    except Exception as error:  # a model may raise anything
+        raise ConfigError(f"{call} fails: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _check_kept(what: str, before: Any, after: Any) -> None:
+    """Check that a tree has kept its structure, shapes and dtypes."""
+    difference = first_difference(shapes_by_name(before), shapes_by_name(after))
+    if difference:
+        array, was, is_now = difference
+        raise ConfigError(f"{what} {array} from {was} to {is_now}; shape and dtype must stay")
+    structures = {str(jax.tree.structure(tree)) for tree in (before, after)}
+    if len(structures) > 1:
+        raise ConfigError(f"{what} in structure; the tree must stay the same")

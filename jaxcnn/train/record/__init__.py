@@ -1,0 +1,1 @@
+"""What a run leaves: checkpoints, logs and curves in its workdir, and lines on the screen."""

@@ -1,8 +1,8 @@
-"""Put the figures in `benchmarks/results/` into the README, and draw them.
+"""Put the figures in `benchmarks/results/` into the documents, and draw them.
 
 python benchmarks/report.py
 
-Writes the part of README.md between the two comments that name it, and
+Writes the parts of README.md and docs/performance.md between the two comments that name it, and
 `benchmarks/results/train_step.png`. `make bench` does this after it has measured.
 """
 
@@ -30,6 +30,35 @@ def spread(values: dict[str, float]) -> str:
     return f"{values['median']:.2f} ({values['min']:.2f} to {values['max']:.2f})"
 
 
+def summary() -> str:
+    """Return the table of the README: a row per network, times relative to ours."""
+    machine, results = load("train_step")["machine"], load("train_step")["results"]
+    rows = [
+        "| network | ms a step | PyTorch | PyTorch, tuned allocator | XLA's own convolutions |",
+        "|---|---|---|---|---|",
+    ]
+    for net, name in NAMES.items():
+        plain, tuned = (
+            next(r for r in results if (r["net"], r["allocator"]) == (net, allocator))["sides"]
+            for allocator in ("plain", "tuned")
+        )
+        rows.append(
+            f"| {name} | {milliseconds(plain['jaxcnn'])} | {spread(plain['torch']['ratio'])} | "
+            f"{spread(tuned['torch']['ratio'])} | {spread(plain['xla']['ratio'])} |"
+        )
+    measured = (
+        f"Medians (and range over the rounds) on {machine['cores']} cores of an "
+        f"{machine['processor']}, {machine['date']}, jax {machine['jax']}."
+    )
+    return "\n".join([*rows, "", *textwrap.wrap(measured, 100)])
+
+
+def milliseconds(side: dict[str, Any]) -> str:
+    """Return the median time of a step."""
+    value = 1e3 * side["seconds"]["median"]
+    return f"{value:.{1 if value < 100 else 0}f}"
+
+
 def step_rows() -> list[str]:
     """Return the table of training steps."""
     rows = [
@@ -40,21 +69,19 @@ def step_rows() -> list[str]:
     for result in load("train_step")["results"]:
         sides = result["sides"]
         ours, torch, xla = sides["jaxcnn"], sides["torch"], sides.get("xla")
-        milliseconds = 1e3 * ours["seconds"]["median"]
         megabytes = f"{ours['temporary_megabytes']:,.0f}"
         if xla:
             megabytes += f", {xla['temporary_megabytes']:,.0f}"
         rows.append(
-            f"| {NAMES[result['net']]} | {result['allocator']} | "
-            f"{milliseconds:.{1 if milliseconds < 100 else 0}f} | "
+            f"| {NAMES[result['net']]} | {result['allocator']} | {milliseconds(ours)} | "
             f"{100 * ours['of_product']['median']:.0f} % | {spread(torch['ratio'])} | "
             f"{spread(xla['ratio']) if xla else ''} | {megabytes} |"
         )
     return rows
 
 
-def report() -> str:
-    """Return what the README says of the figures."""
+def details() -> str:
+    """Return the figures of docs/performance.md."""
     machine = load("train_step")["machine"]
     epoch = load("epoch")["results"]
     startup = load("startup")["results"]
@@ -66,7 +93,7 @@ def report() -> str:
     lines = [
         *step_rows(),
         "",
-        f"![time of a step]({PICTURE.relative_to(ROOT)})",
+        f"![time of a step]({Path('..') / PICTURE.relative_to(ROOT)})",
         "",
         *textwrap.wrap(
             f"A whole LeNet epoch with its data takes {epoch['jaxcnn']['seconds']['median']:.1f} "
@@ -88,11 +115,14 @@ def report() -> str:
     return "\n".join(lines)
 
 
-def render(readme: str) -> str:
-    """Return the README with today's figures."""
-    before, rest = readme.split(f"{BEGIN}\n")
+DOCUMENTS = {ROOT / "README.md": summary, ROOT / "docs" / "performance.md": details}
+
+
+def render(document: Path) -> str:
+    """Return a document with the figures of the records."""
+    before, rest = document.read_text().split(f"{BEGIN}\n")
     _, after = rest.split(f"{END}\n")
-    return f"{before}{BEGIN}\n{report()}\n{END}\n{after}"
+    return f"{before}{BEGIN}\n{DOCUMENTS[document]()}\n{END}\n{after}"
 
 
 def draw(path: Path) -> None:
@@ -127,9 +157,9 @@ def draw(path: Path) -> None:
 
 
 def main() -> None:
-    """Write both."""
-    readme = ROOT / "README.md"
-    readme.write_text(render(readme.read_text()))
+    """Write all of them."""
+    for document in DOCUMENTS:
+        document.write_text(render(document))
     draw(PICTURE)
 
 

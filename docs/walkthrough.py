@@ -2,7 +2,7 @@
 # # Convolutional networks, from one sum to ResNet18
 #
 # This page follows chapters 7 and 8 of *Dive into Deep Learning* (d2l.ai) with jaxcnn, section by
-# section, and arrives at the same numbers. "d2l" below is those chapters' code in PyTorch.
+# section, and arrives at the same numbers. "d2l" below means those chapters' code in PyTorch.
 # The page is made from `docs/walkthrough.py` by `make docs`, which runs every cell; the tests run
 # them again and compare what they print.
 #
@@ -11,6 +11,7 @@
 
 # %%
 import contextlib
+import inspect
 import io
 import tempfile
 from functools import partial
@@ -366,16 +367,11 @@ nchw(jaxcnn.max_pool(x, 3, strides=2, padding=1))
 #
 # LeNet-5 (LeCun et al., 1998) was built at AT&T Bell Laboratories to read digits, and later read
 # cheques in cash machines. It set the pattern: convolutions that see more and more with fewer and
-# fewer pixels, then a few fully connected layers that decide. The middle of
-# `jaxcnn/models/lenet.py` is this list:
-#
-# ```python
-# nn.Sequential([
-#     conv(6, kernel_size=5, padding=2), sigmoid, avg_pool,
-#     conv(16, kernel_size=5), sigmoid, avg_pool, flatten,
-#     dense(120), sigmoid, dense(84), sigmoid, dense(10),
-# ])
-# ```
+# fewer pixels, then a few fully connected layers that decide. This is all of it, as it stands in
+# `jaxcnn/models/lenet.py`:
+
+# %%
+print(inspect.getsource(jaxcnn.LeNet.__call__))
 
 
 # %%
@@ -416,8 +412,8 @@ show(train.images[first, :, :, 0], train.class_names, columns=5)
 
 
 # %%
-def fit(**settings):
-    """Train on the sample; return the final state, the test accuracy and the picture of curves."""
+def fit(**settings) -> tuple[jaxcnn.train.TrainState, Image]:
+    """Train on the sample, print the test accuracy; return the final state and the curves."""
     config = jaxcnn.get_default_config()
     config.update(dataset="fashion_mnist_sample", num_devices=1, **settings)
     workdir = Path(tempfile.mkdtemp())
@@ -459,7 +455,7 @@ _, captured = jaxcnn.LeNetModern().apply(
     modern.variables, boot[None, :, :, None], capture_intermediates=True
 )
 maps = captured["intermediates"]
-first_maps, second_maps = (nn.relu(maps[name]["__call__"][0][0]) for name in ("conv1", "conv2"))
+first_maps, second_maps = (maps[name]["__call__"][0][0] for name in ("conv1", "conv2"))
 show([first_maps[:, :, i] for i in range(6)], [f"map {i + 1}" for i in range(6)])
 show([second_maps[:, :, i] for i in range(16)], [""] * 16, columns=8)
 

@@ -34,7 +34,8 @@ def summary() -> str:
     """Return the table of the README: a row per network, times relative to ours."""
     machine, results = load("train_step")["machine"], load("train_step")["results"]
     rows = [
-        "| network | ms a step | PyTorch | PyTorch, tuned allocator | XLA's own convolutions |",
+        "| network | ours, ms | PyTorch | PyTorch, both with a tuned allocator | "
+        "XLA's convolutions |",
         "|---|---|---|---|---|",
     ]
     for net, name in NAMES.items():

@@ -2,7 +2,7 @@
 
 python train.py --config configs/lenet.py
 
-Two cores of an AMD EPYC (Zen 5): half a minute for ten epochs.
+Two cores of an AMD EPYC (Zen 4): half a minute for ten epochs.
 Test accuracy after ten epochs, seeds 0, 1, 2: 0.7384, 0.7109, 0.7126.
 d2l's recipe in PyTorch on the same data, two seeds: 0.7380, 0.7378.
 For two epochs nothing seems to be learned: sigmoids start slowly.

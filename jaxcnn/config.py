@@ -26,15 +26,15 @@ def get_default_config() -> ConfigDict:
     # What is trained
     config.model = "lenet"  # a key of jaxcnn.MODELS
     config.num_classes = 10  # logits; at least the classes of the data set
-    config.dtype = "float32"  # of the computation; bfloat16 keeps float32 parameters; or float64
+    config.dtype = "float32"  # "float32", "bfloat16" (parameters stay float32) or "float64"
 
     # On what
     config.dataset = "fashion_mnist"  # a key of jaxcnn.data.DATASETS
     config.data_dir = ""  # TFDS's data directory; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets
     config.data_source = ""  # folder with the published files; "": Debian's package, else download
     config.image_size = 28  # pixels; images are resized to this square
-    config.max_train_examples = 0  # use only the first examples, this many; 0: all
-    config.max_test_examples = 0  # use only the first examples, this many; 0: all
+    config.max_train_examples = 0  # use only the first so many examples; 0: all
+    config.max_test_examples = 0  # use only the first so many examples; 0: all
 
     # How
     config.batch_size = 128  # examples per step, over all devices
@@ -43,7 +43,7 @@ def get_default_config() -> ConfigDict:
     config.learning_rate = 0.1  # the base rate, which the schedule may vary
     config.schedule = "constant"  # of the learning rate: a key of jaxcnn.train.SCHEDULES
     config.momentum = 0.0  # SGD momentum; 0 disables it
-    config.weight_decay = 0.0  # each gradient gets this much of its parameter added; 0 disables it
+    config.weight_decay = 0.0  # times the parameter is added to its gradient; 0 disables it
     config.augmentation = "none"  # of training images: a key of jaxcnn.data.AUGMENTATIONS
     config.seed = 0  # of weights, order, dropout and augmentation: a seed repeats its run exactly
 
@@ -52,7 +52,7 @@ def get_default_config() -> ConfigDict:
 
     # Where
     config.num_devices = 0  # devices that each batch is split over; 0: all
-    config.steps_per_call = 0  # steps per call of the program; 0: up to 50, in up to 4 seconds
+    config.steps_per_call = 0  # most steps per call of the program; 0: 1 to 50, about 4 seconds
     # Of convolution, pooling and ReLU: "auto" is what is fastest on the platform, "xla" XLA's own.
     config.implementation = ""  # "auto" or "xla"; "": $JAXCNN_IMPLEMENTATION, else "auto"
 
@@ -218,25 +218,30 @@ def _check_types(config: ConfigDict, defaults: ConfigDict) -> None:
 
 
 def _check_words(config: ConfigDict) -> None:
-    """Check the keys whose value names an entry of a table."""
-    # Imported here, so that `import jaxcnn` loads neither data nor training code.
-    from jaxcnn.data import AUGMENTATIONS, DATASETS
-    from jaxcnn.train.optim import OPTIMIZERS, SCHEDULES
+    """Check the keys whose value names an entry of a table; `jaxcnn.train.optim` has two more."""
+    from jaxcnn.data import AUGMENTATIONS, DATASETS  # here: `import jaxcnn` loads no data code
 
     for key, choices in (
         ("model", MODELS),
         ("dataset", DATASETS),
         ("dtype", DTYPES),
-        ("optimizer", OPTIMIZERS),
-        ("schedule", SCHEDULES),
         ("augmentation", AUGMENTATIONS),
     ):
-        _check_choice(key, config[key], choices)
+        check_choice(key, config[key], choices)
     if config.implementation:
-        _check_choice("implementation", config.implementation, cpu.IMPLEMENTATIONS)
+        check_choice("implementation", config.implementation, cpu.IMPLEMENTATIONS)
 
 
-def _check_choice(key: str, value: str, choices: Any) -> None:
+def check_choice(key: str, value: str, choices: Any) -> None:
+    """Check that the value of a key is one of the choices.
+
+    Raises:
+        ConfigError: with the choices, and the most similar one.
+
+    >>> check_choice("dtype", "float", ["float32", "bfloat16"])
+    Traceback (most recent call last):
+    jaxcnn.errors.ConfigError: config.dtype is 'float' (did you mean 'float32'?); accepted: ...
+    """
     if value not in choices:
         hint = did_you_mean(value, choices)
         raise ConfigError(f"config.{key} is {value!r}{hint}; accepted: {', '.join(choices)}")

@@ -88,8 +88,8 @@ class Conv(nn.Module):
         groups: of channels; each group of features sees its own.
         use_bias: whether to add a bias per output channel.
         activation: of each number of the output; None for none.
-        dtype: of the computation and the output (the dtype of the input unless given); the
-            parameters stay in float32.
+        dtype: of the computation and the output; unless given, what the input and the float32
+            parameters promote to.
         implementation: 'auto', 'xla' or None, as for `conv2d`.
 
     >>> layer = Conv(features=6, kernel_size=5, padding=2)
@@ -140,9 +140,9 @@ class Dense(nn.Module):
     Attributes:
         features: outputs.
         activation: of each output; None for none.
-        dtype: of the computation and the output (the dtype of the input unless given); the
-            parameters stay in float32.
-        implementation: 'auto', 'xla' or None, as for `conv2d`.
+        dtype: of the computation and the output; unless given, what the input and the float32
+            parameters promote to.
+        implementation: of the activation, if it is `relu`; 'auto', 'xla' or None.
 
     >>> layer = Dense(features=10)
     >>> layer.init_with_output(jax.random.key(0), jnp.ones((2, 84)))[0].shape
@@ -183,7 +183,7 @@ class BatchNorm(nn.Module):
         dtype: of the output (that of x and the parameters together unless given); statistics and
             parameters are float32, and the computation at least that.
         axis_name: mapped axis whose devices share the batch; None under plain `jit`.
-        implementation: 'auto', 'xla' or None, as for `conv2d`.
+        implementation: 'xla' leaves to XLA what stays in memory; 'auto' or None as for `conv2d`.
 
     Source: Ioffe and Szegedy, Batch normalization, 2015.
 

@@ -42,11 +42,6 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
-def pytest_configure(config):
-    """Register the marker that `make test-fast` leaves out."""
-    config.addinivalue_line("markers", "slow: takes more than about two seconds")
-
-
 @pytest.fixture(scope="session")
 def published_files() -> Path:
     """The folder of the four published files."""

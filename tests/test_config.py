@@ -96,8 +96,6 @@ def test_unknown_key_is_refused_when_set():
         ("dataset", "mnist", "accepted: fashion_mnist, "),
         ("dtype", "float16", "bfloat16"),
         ("dtype", "float64", "JAX_ENABLE_X64"),
-        ("optimizer", "sdg", "did you mean 'sgd'"),
-        ("schedule", "cosine", "accepted: constant"),
         ("augmentation", "flip", "accepted: none"),
         ("implementation", "fast", "accepted: auto, xla"),
         ("num_classes", 0, "at least 1"),

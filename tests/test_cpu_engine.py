@@ -151,7 +151,7 @@ def test_the_first_matching_rule_decides():
         select.Rule(lambda name=name: name, suits)
         for name, suits in (
             ("few", lambda work, limit: work.channels < 4),
-            ("small", lambda work, limit: work.banded < limit.banded_work),
+            ("small", lambda work, limit: work.banded_work < limit.banded_work),
             ("rest", select.otherwise),
         )
     ]

@@ -220,6 +220,13 @@ def test_another_environment_is_noted(tiny_config, finished, capsys):
         assert ("note: versions was {'jaxcnn'" in capsys.readouterr().out) == noted
 
 
+def test_how_it_is_computed_may_change(tiny_config, trained, finished, capsys):
+    tiny_config.update(implementation="xla", steps_per_call=3, checkpoint_every_steps=2)
+    assert_same_bits(train_tiny(tiny_config, finished), trained[1])
+    assert "note: convolution was auto; oneDNN" in capsys.readouterr().out
+    assert json.loads((finished / "run.json").read_text())["config"]["implementation"] == "xla"
+
+
 def test_other_data_are_refused(tiny_config, finished):
     run = json.loads((finished / "run.json").read_text())
     run["data"]["test"] = "0" * 64

@@ -13,6 +13,7 @@ import pytest
 from conftest import CACHED, Brightness, Tiny, small_config
 from jaxcnn.data import AUGMENTATIONS
 from jaxcnn.data.dataset import Dataset
+from jaxcnn.errors import ConfigError
 from jaxcnn.keys import Purpose, derive_key
 from jaxcnn.train import OPTIMIZERS, SCHEDULES, Metrics, loop, programs, step, train_and_evaluate
 from jaxcnn.train.prepare import prepare
@@ -163,3 +164,15 @@ def test_no_augmentation_derives_no_key(monkeypatch):
     setup = prepare(small_config(max_train_examples=224), model=Brightness())
     monkeypatch.setattr(programs, "derive_key", pytest.fail)
     Programs(setup)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("optimizer", "sdg", r"config\.optimizer is 'sdg' \(did you mean 'sgd'\?\); accepted: sgd"),
+        ("schedule", "cosine", r"config\.schedule is 'cosine'; accepted: constant"),
+    ],
+)
+def test_names_outside_the_tables_are_refused(key, value, words):
+    with pytest.raises(ConfigError, match=words):
+        prepare(small_config(**{key: value}))

@@ -17,11 +17,18 @@ from jaxcnn.layers import BatchNorm, Conv, Dense, avg_pool, flatten
 from jaxcnn.models import LeNetModern
 from jaxcnn.train import create_optimizer, create_train_state, eval_step, train_step
 from jaxcnn.train.pace import Pace
+from jaxcnn.train.parallel import DataParallel
 from jaxcnn.train.prepare import prepare
 from jaxcnn.train.programs import Programs
 
 pytestmark = CACHED
 TRAIN, TEST = load_fashion_mnist_sample("train"), load_fashion_mnist_sample("test")
+
+
+class XlasConvolution(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(10)(flatten(nn.Conv(2, (3, 3))(x)))
 
 
 def batch(size=8):
@@ -258,6 +265,34 @@ def test_an_epoch_trains_on_each_example_once_with_the_last_smaller_batch():
     setup, programs = compiled()
     _, rows = run(setup, programs, start(setup), 0, 7)
     assert [row.count for row in rows] == [16, 16, 16, 16, 16, 16, 4]
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "max_steps"),
+    [
+        (Tiny(), {}, 50),
+        (Tiny(), {"steps_per_call": 7}, 7),
+        (XlasConvolution(), {}, 1),
+        (XlasConvolution(), {"steps_per_call": 7}, 7),
+        (None, {"implementation": "xla"}, 1),
+        (None, {"dtype": "bfloat16"}, 1),
+    ],
+)
+def test_a_call_takes_several_steps_where_no_convolution_is_slow_in_a_loop(
+    model, changes, max_steps, monkeypatch
+):
+    """On CPU, XLA's own is; a number in the config has the last word."""
+
+    def zeros(_, program):
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(program))
+
+    monkeypatch.setattr(DataParallel, "compile", lambda *args, **kwargs: None)
+    monkeypatch.setattr(DataParallel, "compile_and_run", zeros)
+    with jax.numpy_dtype_promotion("standard"):
+        setup = prepare(small_config(image_size=12, **changes), model=model)
+        assert Programs(setup).max_steps == max_steps
+    if model is None:
+        assert setup.model.implementation == (changes.get("implementation") or None)
 
 
 def test_every_epoch_has_an_order_of_its_own():

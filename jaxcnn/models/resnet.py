@@ -61,7 +61,7 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Return the block's feature maps; with `train`, BatchNorm uses and updates the batch's."""
+        """Return the feature maps; with `train`, BatchNorm normalizes by the batch's statistics."""
         conv = partial(
             Conv, self.num_channels, dtype=self.dtype, implementation=self.implementation
         )
@@ -119,7 +119,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Return the logits of images x; with `train`, BatchNorm uses and updates the batch's."""
+        """Return the logits of images x; with `train`, BatchNorm normalizes by the batch's."""
         conv = partial(Conv, dtype=self.dtype, implementation=self.implementation)
         norm = partial(
             BatchNorm,
@@ -142,7 +142,7 @@ class ResNet(nn.Module):
             partial(relu, implementation=self.implementation),
             partial(max_pool, window=3, strides=2, padding=1, implementation=self.implementation),
         ]
-        x = nn.Sequential(stem, name="b1")(x)
+        x = nn.Sequential(stem, name="b1")(x)  # d2l's parts: they only group the layers
         for stage, (num_blocks, channels) in enumerate(self.arch, start=2):
             blocks: list[Callable] = []
             for i in range(num_blocks):

@@ -31,6 +31,9 @@ class VGGBlock(nn.Module):
         dtype: of the computation.
         implementation: 'auto', 'xla' or None, as for `jaxcnn.ops.conv2d`.
 
+    Raises:
+        ValueError: if the input is smaller than 2 x 2.
+
     Source: d2l 8.2.1.
 
     >>> block = VGGBlock(num_convs=2, out_channels=16)

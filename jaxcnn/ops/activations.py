@@ -1,14 +1,12 @@
 """ReLU, and arrays that are computed once."""
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp  # noqa: F401 (the examples)
 
 from jaxcnn.ops import cpu
-
-Activation = Callable[[jax.Array], jax.Array]
+from jaxcnn.ops.xla import Activation
 
 
 def relu(x: jax.Array, implementation: str | None = None) -> jax.Array:

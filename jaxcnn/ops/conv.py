@@ -52,6 +52,7 @@ def conv2d(
     Raises:
         ValueError: if a rank, the channels, the groups or the bias do not match, the kernel does
             not fit, or the padding or implementation is unknown.
+        TypeError: if images and kernel are of different dtypes.
 
     Source: d2l 7.2 to 7.4; semantics of PyTorch's `Conv2d`.
 
@@ -79,8 +80,8 @@ def _takes_engine(
     """Return whether the engine for CPUs is wanted and has better than XLA's own convolution."""
     if cpu.choose_implementation(implementation) == "xla":
         return False
-    is_dense = geometry.dilation == (1, 1) and geometry.groups == 1
-    return is_dense and all(x.dtype == jnp.float32 for x in operands)
+    is_plain = geometry.dilation == (1, 1) and geometry.groups == 1
+    return is_plain and all(x.dtype == jnp.float32 for x in operands)
 
 
 def _check(images: jax.Array, kernel: jax.Array, bias: jax.Array | None, groups: int) -> None:

@@ -1,4 +1,4 @@
-"""The parameters of convolution and pooling that operand shapes do not determine."""
+"""Sizes, strides, padding and dilation of a convolution or a pooling, as one hashable value."""
 
 from typing import NamedTuple
 

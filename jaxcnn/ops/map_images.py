@@ -23,6 +23,9 @@ def map_images(
         images: [N, H, W, C].
         implementation: 'auto', 'xla' (always the whole batch) or None, as for `conv2d`.
 
+    Returns:
+        [N, ...], as the function returns for the whole batch.
+
     >>> map_images(lambda x: x + 1, jnp.zeros((4, 2, 2, 1))).shape
     (4, 2, 2, 1)
     """

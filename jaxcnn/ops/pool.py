@@ -25,7 +25,7 @@ def max_pool(
         images: [N, H, W, C].
         window: elements, one number or (height, width).
         strides: pixels from one window to the next; as large as the window unless given.
-        padding: pixels added on each side, below every number; at most half the window.
+        padding: pixels of minus infinity added on each side; at most half the window.
         dilation: pixels from one element of a window to the next.
         ceil_mode: whether to take a last window that reaches beyond the padding, too.
         implementation: 'auto', 'xla' or None, as for `conv2d`.
@@ -128,7 +128,7 @@ def _check(
     dilation: IntOrPair,
     ceil_mode: bool,
 ) -> Windows:
-    """Return where the windows go, once all is found to fit."""
+    """Check the arguments; return how the windows move over the images."""
     if images.ndim != 4:
         raise ValueError(f"pooling takes images [N, H, W, C], got {images.shape}")
     size, padding, dilation = as_pair(window), as_pair(padding), as_pair(dilation)
@@ -138,7 +138,7 @@ def _check(
     if any(p > reach // 2 for p, reach in zip(padding, windows.reach, strict=True)):
         raise ValueError(  # a window could lie on padding alone
             f"padding must be at most half of the pooling window, got padding {padding} and "
-            f"window {size}"
+            f"window {windows.reach}"
         )
     for axis in (0, 1):
         conv_output_size(

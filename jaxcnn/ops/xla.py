@@ -41,7 +41,8 @@ def forward_sigmoid(
 
 def finish(y: jax.Array, bias: jax.Array | None, activation: Activation | None) -> jax.Array:
     """Return activation(y + bias) of y [..., O] and bias [O]; None stands for nothing to do."""
-    y = y if bias is None else y + jnp.broadcast_to(bias, y.shape)
+    if bias is not None:
+        y = y + jnp.broadcast_to(bias, y.shape)  # explicit: rank promotion may be forbidden
     return y if activation is None else activation(y)
 
 

@@ -1,4 +1,4 @@
-"""The recipe: prepare, resume, compile; then train, evaluate and save epoch by epoch; report."""
+"""The training loop: prepare, resume, compile; then, by epoch, train, evaluate, save; report."""
 
 import dataclasses
 import time
@@ -49,7 +49,8 @@ def train_and_evaluate(
         test: test set, likewise.
 
     Returns:
-        The state after the last epoch.
+        The state after the last epoch, or that of the last checkpoint if the folder holds a run of
+        more epochs already.
 
     Raises:
         ConfigError: if the config or an object cannot be trained with, or `workdir` holds another

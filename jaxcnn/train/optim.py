@@ -1,9 +1,11 @@
-"""The optimizer that a config asks for, from two tables looked up by its words."""
+"""The optimizer that a config asks for, looked up by name in two tables."""
 
 from collections.abc import Callable
 
 import optax
 from ml_collections import ConfigDict
+
+from jaxcnn.config import check_choice
 
 Schedule = float | Callable[..., float]  # a rate, or an Optax schedule: step -> rate
 
@@ -36,6 +38,16 @@ SCHEDULES: dict[str, Callable[[ConfigDict, int], Schedule]] = {"constant": const
 # `config.optimizer` -> function (config, learning_rate) that returns an Optax transformation.
 # learning_rate: what the schedule returned; Optax's optimizers take both kinds.
 OPTIMIZERS: dict[str, Callable[[ConfigDict, Schedule], optax.GradientTransformation]] = {"sgd": sgd}
+
+
+def check_names(config: ConfigDict) -> None:
+    """Check that `config.optimizer` and `config.schedule` are names of the tables.
+
+    Raises:
+        ConfigError: with the names that are.
+    """
+    check_choice("optimizer", config.optimizer, OPTIMIZERS)
+    check_choice("schedule", config.schedule, SCHEDULES)
 
 
 def create_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransformation:

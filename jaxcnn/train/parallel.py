@@ -1,4 +1,4 @@
-"""The one file that knows devices: which are used, and how a program runs on them."""
+"""The one file that places arrays on devices and compiles programs for several of them."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar

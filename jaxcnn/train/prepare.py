@@ -13,7 +13,7 @@ from jaxcnn.config import DTYPES, check_batches, check_values, validate_config
 from jaxcnn.data import Dataset, check_dataset, load_dataset
 from jaxcnn.errors import ConfigError
 from jaxcnn.models import create_model
-from jaxcnn.train.optim import create_optimizer
+from jaxcnn.train.optim import check_names, create_optimizer
 from jaxcnn.train.parallel import DataParallel
 from jaxcnn.train.protocol import check_model, check_optimizer, set_axis_name
 from jaxcnn.train.state import TrainState, create_train_state
@@ -21,7 +21,7 @@ from jaxcnn.train.state import TrainState, create_train_state
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What a run trains, on what and with what.
+    """All that a run needs: config, devices, data, model, optimizer and initial state.
 
     Attributes:
         config: as it was given.
@@ -30,7 +30,7 @@ class Setup:
         test: the test set.
         model: maps images to logits; its axis name is that of `parallel`.
         optimizer: created the state.
-        state: to start from, on the devices; training takes over its memory.
+        state: to start from, on the devices; training donates it.
         settings: the config as a dict, for the record: an object that was given replaces the
             config's word, as in {"model": "object ResNet"}.
     """
@@ -77,7 +77,8 @@ def prepare(
     An object, if given, replaces what the config names: `model` the one of `config.model`,
     `num_classes` and `implementation`; `optimizer` the one of `config.optimizer`, `schedule` and
     their hyperparameters; `train` and `test` those of `config.dataset`. The other keys apply to
-    objects too, such as `image_size` and `max_train_examples` to data.
+    objects too, such as `image_size` and `max_train_examples` to data; `dtype` applies to the
+    images and the stored parameters (a model object chooses its own for the computation).
 
     Args:
         config: see `jaxcnn.get_default_config`.
@@ -102,6 +103,8 @@ def prepare(
         validate_config(config)
     else:
         check_values(config)
+    if optimizer is None:
+        check_names(config)
     settings = _settings(config, model, optimizer, train, test)
     train, test = _load_data(config, train, test)
     parallel = DataParallel(config.num_devices)

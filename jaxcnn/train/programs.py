@@ -1,9 +1,9 @@
 """The two compiled functions of a run, train and evaluate, over data that stay on the devices.
 
-A program finds its place in the data from the step count in the state and takes as many steps as
-it is told, so the host sends nothing per call. Many steps per call also save work on CPU, where
-the system provides a program's memory anew for each call. Only where a convolution is slow inside
-a loop does each call take one step.
+Training finds its place in the data from the step count in the state, evaluation carries its
+position from call to call, and both take as many steps as they are told: the host sends nothing per
+call. A call takes one step if a convolution of the model is slow inside a loop (see
+`jaxcnn.ops.cpu.suits_loops`), unless the config says otherwise.
 """
 
 import time
@@ -41,7 +41,8 @@ class Programs:
 
     Attributes:
         compile_seconds: what compiling took.
-        max_steps: that a call can take. The results do not depend on it, to the bit.
+        max_steps: most steps that one call can take. Any value above 1 gives the same bits; 1 is
+            compiled without a loop and may round differently.
 
     Args:
         setup: what to train with; of its state only the shapes matter.
@@ -56,10 +57,11 @@ class Programs:
         test_batches = padded_batches(len(setup.test.labels), config.batch_size)
         self._num_test_batches = len(test_batches)
         self._test_batches = parallel.shard(test_batches)
-        # Logits count as float32 at least, and metrics have their dtype.
+        # Metrics have the dtype of the loss: float64 in a float64 computation, else float32.
         dtype = jnp.float64 if config.dtype == "float64" else jnp.float32
         self._no_metrics = partial(Metrics.zeros, dtype=dtype)
         self._eval_start = parallel.replicate((self._no_metrics(), jnp.zeros((), jnp.int32)))
+        # A scalar per number of steps, on the devices already: a call then transfers nothing.
         self._counts = parallel.replicate(
             tuple(jnp.asarray(n, jnp.int32) for n in range(self.max_steps + 1))
         )
@@ -74,19 +76,23 @@ class Programs:
         """Take the next steps of an epoch; return before the device has finished them.
 
         Args:
-            state: after `step` steps of the run; the new state takes over its memory.
+            state: after `step` steps of the run, as its own step count says; it is donated.
             step: steps of the whole run so far.
             count: steps to take, from 1 to `max_steps`, none beyond the epoch's full batches; a
                 smaller last batch is a call of its own.
 
         Returns:
             The new state, and metrics with one entry per step, followed by entries of no examples.
+
+        Raises:
+            ValueError: if the count is out of range.
         """
         epoch, position = divmod(step, self._setup.steps_per_epoch)
         is_last = position >= self._setup.full_batches
         left = 1 if is_last else self._setup.full_batches - position
-        if not 1 <= count <= min(left, self.max_steps):
-            raise ValueError(f"after step {step}, count must be 1 to {left}, got {count}")
+        most = min(left, self.max_steps)
+        if not 1 <= count <= most:
+            raise ValueError(f"after step {step}, count must be 1 to {most}, got {count}")
         if epoch != self._epoch:
             self._epoch, self._train_batches = epoch, self._shard_epoch(epoch)
         program, batches = self._train_programs[is_last], self._train_batches[is_last]

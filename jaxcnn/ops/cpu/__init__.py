@@ -53,8 +53,8 @@ def status() -> str:
 def compiler_options() -> dict[str, str | bool]:
     """Return what to tell XLA's compiler for CPUs, if this version is known to understand it.
 
-    To order a program's operations for the least memory, which costs no time: a step of ResNet18
-    takes a quarter less than in the order that suits concurrency.
+    It asks for the order of operations that needs the least memory. That costs no time, and a step
+    of ResNet18 needs a quarter less memory than in the order that suits concurrency.
 
     >>> isinstance(compiler_options(), dict)
     True

@@ -11,8 +11,7 @@ class Limits(NamedTuple):
         small_work: multiply-adds; below, without oneDNN, XLA's own kernel gradient is faster.
         banded_work: multiply-adds an image; below, as in LeNet, one banded product is fastest.
         lanes: numbers that fill a vector register.
-        spread: numbers of a block of g that a banded images gradient spreads; with fewer, spreading
-            costs more.
+        spread: numbers that a block of g may hold in a banded images gradient.
         shifted_channels: channels and features; below, laying out both operands costs more than the
             larger product gains.
         winograd_channels: channels and features for kernel gradients; below, Winograd's sums cost
@@ -21,7 +20,8 @@ class Limits(NamedTuple):
         winograd_conv: channels times features for convolutions by tiles, which compete with
             oneDNN's own.
         winograd_rows: the same for convolutions by tiles of rows.
-        winograd_row_bytes: of one image in those; more does not fit a core's cache.
+        winograd_row_bytes: bytes of the transformed rows of one image; more does not fit a core's
+            cache.
         window: pixels; beyond, rearranged images would take much memory.
         chunk_bytes: of rearranged images: enough for a fast product, small enough for the caches.
         large_chunk_bytes: the same where the product of a chunk is large too, or an image is small.

@@ -42,12 +42,12 @@ class Work(NamedTuple):
         return self.batch * height * width * kh * kw * self.channels * self.features
 
     @property
-    def banded(self) -> int:
-        """Multiply-adds an image, if done by whole blocks of pixels."""
+    def banded_work(self) -> int:
+        """Of one image, if done by whole blocks of pixels."""
         return banded.work(self.channels, self.features, self.geometry)
 
     def suits_winograd(self, limit: Limits) -> bool:
-        """Whether the window is 3 x 3 at stride 1, with tiles enough."""
+        """Whether the window is 3 x 3 at stride 1, with enough tiles."""
         window, strides = self.geometry.window, self.geometry.strides
         if window != (winograd.WINDOW, winograd.WINDOW) or strides != (1, 1):
             return False
@@ -55,7 +55,7 @@ class Work(NamedTuple):
 
     @property
     def row_bytes(self) -> int:
-        """That Winograd's tiles of rows lay out for an image."""
+        """Bytes of the transformed rows of one image."""
         return winograd.row_bytes(self.geometry.output, self.channels, self.features)
 
 
@@ -84,8 +84,8 @@ def forward(
 ) -> jax.Array:
     """Return the convolution [N, H', W', O] of images [N, H, W, I] and kernel [kh, kw, I, O].
 
-    If `sigmoid_bias` [O] is given, return sigmoid(the convolution + it) instead; by oneDNN that
-    takes no other pass over memory.
+    If `sigmoid_bias` [O] is given, return sigmoid(the convolution + it) instead; with oneDNN this
+    takes no extra pass over memory.
     """
     _, _, channels, features = kernel.shape
     work = Work(len(images), channels, features, geometry, _is_empty(images, kernel))
@@ -104,7 +104,8 @@ def images_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.
 
     Each g [N, H', W', O] is spread by the kernel:
 
-        dx[s i + a - p, t j + b - q] = sum over a, b of g[i, j] k[a, b]^T
+        dx[n, u, v] = sum of g[n, i, j] k[a, b]^T over all i, j, a, b
+            with s i + a - p = u and t j + b - q = v
     """
     _, _, channels, features = kernel.shape
     work = Work(len(g), channels, features, geometry, _is_empty(g, kernel))
@@ -202,7 +203,8 @@ def _kind_of_pixel(
 FORWARD = (
     Rule(_xla_forward, lambda work, limit: work.is_empty),
     Rule(
-        banded.forward, lambda work, limit: work.channels == 1 and work.banded < limit.banded_work
+        banded.forward,
+        lambda work, limit: work.channels == 1 and work.banded_work < limit.banded_work,
     ),
     Rule(_xla_forward, lambda work, limit: not probe.available()),
     Rule(_direct, otherwise),
@@ -230,7 +232,7 @@ IMAGES_GRADIENT = (
     Rule(xla.images_gradient, lambda work, limit: work.is_empty or not probe.available()),
     Rule(
         banded.images_gradient,
-        lambda work, limit: work.channels < limit.lanes and work.banded < limit.banded_work,
+        lambda work, limit: work.channels < limit.lanes and work.banded_work < limit.banded_work,
     ),
     Rule(_by_kinds_of_pixel, otherwise),
 )
@@ -244,7 +246,7 @@ KERNEL_GRADIENT = (
             or (work.multiply_adds < limit.small_work and not probe.available())
         ),
     ),
-    Rule(banded.kernel_gradient, lambda work, limit: work.banded < limit.banded_work),
+    Rule(banded.kernel_gradient, lambda work, limit: work.banded_work < limit.banded_work),
     Rule(gemm.by_pixel, lambda work, limit: work.channels == 1),
     Rule(
         winograd.kernel_gradient,

@@ -97,7 +97,7 @@ class Workdir:
 
         Raises:
             ConfigError: if there are checkpoints, but no good one, or they are of another network;
-                or if there are logs, but no checkpoints any more.
+                or if more than one epoch is logged, but no checkpoint is left.
         """
         with self._writing(ConfigError, "make it writable, or give another --workdir"):
             restored = self._checkpoints.restore_newest(state, warn)

@@ -24,6 +24,7 @@ def test_smoke_run_prints_its_progress_and_its_results(run_python, tmp_path):
     assert str(tmp_path / "curves.png") in lines[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -59,6 +60,7 @@ def test_a_wrong_switch_in_the_environment_ends_in_one_line(run_python):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "words"),
     [

@@ -87,6 +87,7 @@ def operands(shape):
     return (x, k, b, g), (y, 1 / (1 + np.exp(-y - np.asarray(b, np.float64))), dx, dk)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.usefixtures("onednn_or_not")
 def test_every_algorithm_matches_float64(shape, monkeypatch):
@@ -171,6 +172,7 @@ def test_sigmoid_of_the_largest_the_smallest_and_no_number(channels):
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transpose", [False, True])
 @pytest.mark.parametrize(
     ("image", "padding"), [((3, 3), (1, 1)), ((7, 9), (0, 2)), ((4, 13), (2, 1)), ((3, 5), (0, 0))]
@@ -392,6 +394,7 @@ class TestTransformations:
         np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max(), rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize(
     "conv",
@@ -420,6 +423,7 @@ def test_shard_map_averages_gradients_over_devices(conv, check_vma, monkeypatch)
     np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
 
 
+@pytest.mark.slow
 def test_a_probe_that_fails_leaves_xla(run_python, tmp_path):
     """With a jaxlib that is not on the list, and where the probe cannot be right."""
     code = (
@@ -449,6 +453,7 @@ def test_info_tells_what_is_in_use(capsys, monkeypatch):
     assert "convolution  xla" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_same_bits_in_every_process(run_python):
     code = (
         "import jax, jax.numpy as jnp, numpy as np, hashlib; from jaxcnn import ops;"
@@ -476,6 +481,7 @@ POOLS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("op", "shape", "window"), POOLS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_every_transformation_of_pooling(op, shape, window, dtype, monkeypatch):

@@ -45,6 +45,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:OpenCV")
 # Fashion-MNIST
 
 
+@pytest.mark.slow
 def test_fashion_mnist(data_dir, published_files):
     """The whole way from the published files, with what TFDS's own builder makes of it."""
     train, test = (load_fashion_mnist(split, data_dir) for split in ("train", "test"))
@@ -374,6 +375,7 @@ def test_prepared_copy_of_other_data_is_refused(small, copied_data, tmp_path):
     assert not (tmp_path / "kmnist" / "3.0.1-arrays").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("killed_in", "call", "leaves"),
     [

@@ -75,6 +75,7 @@ def errors(name, computation, actual, exact):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_gradients_at_every_parameter(name, monkeypatch):
     """In float64 the algorithms are exact; in float32 they err as XLA's own convolution may.

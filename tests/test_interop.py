@@ -29,6 +29,7 @@ def init(model, size, seed=0):
     return {"params": variables["params"], "batch_stats": stats}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "size", "names"),
     [

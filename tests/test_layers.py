@@ -144,6 +144,7 @@ def assert_close(actual, expected, dtype):
     jax.tree.map(compare, jax.device_get(actual), jax.device_get(expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_jit_vmap_and_pmap_agree_with_the_plain_call(name, dtype):
@@ -161,6 +162,7 @@ def test_jit_vmap_and_pmap_agree_with_the_plain_call(name, dtype):
             assert_close(mapped(variables, xs), plain, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("shape", [(5, 3), (4, 7, 5, 3), (2, 3, 1, 4, 6)])
 def test_batch_norm_is_flaxs(shape, train):

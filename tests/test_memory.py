@@ -65,6 +65,7 @@ class Blocks(nn.Module):
         return flatten(nn.Sequential([VGGBlock(2, channels) for channels in (16, 32, 64)])(x))
 
 
+@pytest.mark.slow
 @on_cpu_with_onednn
 @pytest.mark.parametrize(
     ("model", "replaced", "replacement"),
@@ -105,6 +106,7 @@ def by_two(monkeypatch, image_bytes):
     monkeypatch.setattr(limits, "CURRENT", Limits(remat_bytes=2 * image_bytes))
 
 
+@pytest.mark.slow
 @on_cpu_with_onednn
 @pytest.mark.parametrize("batch", [1, 2, 7, 12])
 @pytest.mark.parametrize("images_at_a_time", [1, 3, 12])
@@ -171,6 +173,7 @@ def loops(model, variables, images):
     return str(jax.make_jaxpr(call)(variables, images)).count("scan[")
 
 
+@pytest.mark.slow
 @on_cpu_with_onednn
 def test_vgg_computes_its_first_block_a_few_images_at_a_time(monkeypatch):
     random = np.random.default_rng(0)

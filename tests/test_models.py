@@ -98,6 +98,7 @@ def primitives(program):
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("by", ["argument", "environment"])
 def test_of_the_engine_nothing_remains_with_implementation_xla(name, by, monkeypatch):
@@ -140,6 +141,7 @@ class Bottleneck(nn.Module):
         return y + (Conv(self.channels, 1, self.strides)(x) if self.use_1x1conv else x)
 
 
+@pytest.mark.slow
 def test_another_block_makes_another_resnet():
     model = ResNet(arch=((1, 8), (2, 16)), block=Bottleneck)
     y, variables = model.init_with_output(jax.random.key(0), jnp.ones((2, 32, 32, 1)))
@@ -183,6 +185,7 @@ def test_vgg_block_halves_the_image():
     assert y.shape == (1, 4, 4, 5)
 
 
+@pytest.mark.slow
 def test_vgg_drops_out_in_training_only():
     model = VGG(arch=((1, 4), (1, 8)))
     images = jnp.ones((1, 8, 8, 1))
@@ -228,6 +231,7 @@ def test_batch_norm_matches_the_reference(train):
         np.testing.assert_allclose(updates["batch_stats"]["var"], expected[2], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_moves_the_running_averages_of_every_batch_norm():
     model = create_model("resnet18")
     images = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 32, 32, 1)), jnp.float32)

@@ -120,6 +120,7 @@ def draw_conv(data, dtype):
     return x, k, {"strides": strides, "padding": padding, "dilation": dilation, "groups": groups}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
@@ -135,6 +136,7 @@ def test_conv2d_and_its_gradients_match_the_references(dtype, data):
             assert_close(actual, reference, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
@@ -211,6 +213,7 @@ def test_conv2d_ends_with_bias_and_activation(activation, with_bias, implementat
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "window", "strides", "padding"),
     [
@@ -270,6 +273,7 @@ def test_table_covers_every_op():
     assert names == set(ops.__all__) - {"conv_output_size", "pool_output_size"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", OPS)
 def test_jit_vmap_and_pmap_agree_with_the_plain_call(name, dtype):

@@ -12,6 +12,7 @@ README = (ROOT / "README.md").read_text()
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 
 
+@pytest.mark.slow
 def test_python_examples_run(tmp_path):
     examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     code = "\n".join(examples).replace("/tmp/lenet_modern", str(tmp_path))

@@ -90,6 +90,7 @@ def test_an_augmentation(tmp_path, monkeypatch):
     assert_resumes(tmp_path, augmentation="flip")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_an_augmentation_draws_from_seed_step_and_device_in_training_only(monkeypatch, devices):
     monkeypatch.setitem(

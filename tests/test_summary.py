@@ -83,6 +83,7 @@ def test_multiply_adds_are_half_of_xlas_operations(name, size, monkeypatch):
     assert 0.9 < analysis["flops"] / (2 * macs) < 1.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["conv1", "conv2"])
 def test_receptive_field_is_where_the_gradient_is(layer):
     rows = {row.name: row for row in layer_summary(LeNet(), (1, 28, 28, 1))}

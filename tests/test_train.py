@@ -295,6 +295,7 @@ def test_a_call_takes_several_steps_where_no_convolution_is_slow_in_a_loop(
         assert setup.model.implementation == (changes.get("implementation") or None)
 
 
+@pytest.mark.slow
 def test_every_epoch_has_an_order_of_its_own():
     config = small_config(batch_size=16, steps_per_call=1, max_train_examples=40, seed=5)
     setup = prepare(config, model=Brightness())

@@ -39,6 +39,7 @@ def test_the_notebook_has_the_cells_of_the_text(committed):
     ]
 
 
+@pytest.mark.slow
 def test_every_cell_prints_what_is_committed(committed, run_python):
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "walkthrough.ipynb"

@@ -32,7 +32,8 @@ def sgd(config: ConfigDict, learning_rate: Schedule) -> optax.GradientTransforma
 
 
 # `config.schedule` -> function (config, num_steps) that returns the learning rate, or a function
-# of the step that does (an Optax schedule). num_steps: optimizer steps of the whole run.
+# of the step that does (an Optax schedule). num_steps: optimizer steps of the whole run; a schedule
+# that depends on it changes if the run is resumed with another `num_epochs`.
 SCHEDULES: dict[str, Callable[[ConfigDict, int], Schedule]] = {"constant": constant}
 
 # `config.optimizer` -> function (config, learning_rate) that returns an Optax transformation.

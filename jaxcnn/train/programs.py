@@ -151,6 +151,7 @@ class Programs:
     ) -> tuple[TrainState, Metrics]:
         """Take the step whose batch is next, by the step count in the state."""
         setup = self._setup
+        # A smaller last batch is row 0 of an array of its own.
         position = jnp.minimum(state.step % setup.steps_per_epoch, batches.shape[0] - 1)
         images, labels = self._batch(data, batches[position])
         return train_step(

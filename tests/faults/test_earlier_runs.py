@@ -46,6 +46,7 @@ def test_it_goes_on_to_another_epoch(folder, capsys):
     assert settings == config_of().to_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "objects", "message"),
     [

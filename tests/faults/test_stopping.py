@@ -59,6 +59,7 @@ def raise_at(monkeypatch, owner, name, count, number):
     monkeypatch.setattr(owner, name, wrapped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "count", "saved"),
     [

@@ -25,7 +25,7 @@ train: $(VENV)/installed data
 test: $(VENV)/installed data
 	$(BIN)/python -m pytest -n 2
 
-# A verdict in 90 seconds: the tests that take less than about two seconds each.
+# A first verdict: the tests that take less than about two seconds each.
 test-fast: $(VENV)/installed data
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 import references
 from jaxcnn import __main__, ops
 from jaxcnn.ops import cpu, xla
-from jaxcnn.ops.cpu import limits, primitives, probe, select, winograd
+from jaxcnn.ops.cpu import limits, primitives, probe, products, select, winograd
 from jaxcnn.ops.cpu.limits import NEVER, Limits
 from jaxcnn.ops.geometry import Geometry
 
@@ -421,6 +421,46 @@ def test_shard_map_averages_gradients_over_devices(conv, check_vma, monkeypatch)
     actual = jax.jit(jax.shard_map(mapped, mesh=mesh, check_vma=check_vma, **specs))(x, k)
     expected = grads(x, k)
     np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
+
+
+LARGE_PRODUCTS = """
+import jax, jax.numpy as jnp
+from jax import lax
+from jaxcnn.ops import cpu
+
+def repeated(a, b):
+    return lax.fori_loop(0, 100, lambda _, y: cpu.product(a + 1e-9 * y.max(), b), cpu.product(a, b))
+
+a, b = jnp.ones((8, 49, 2304)), jnp.ones((8, 2304, 64))
+print(jax.jit(repeated)(a, b).mean())
+"""
+
+
+@pytest.mark.slow
+def test_many_large_products_end(run_python):
+    """As in the gradient of ResNet18's first kernel; one call for all of them could hang."""
+    assert run_python("-c", LARGE_PRODUCTS, timeout=60).stdout.startswith("2304.")
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_many_products_take_one_call_only_where_that_is_allowed(allowed, monkeypatch):
+    monkeypatch.setattr(probe, "available", lambda: True)
+    monkeypatch.setattr(probe, "verdict", lambda: probe._ALL if allowed else probe._MOST)
+    for shapes, is_one_call in ((((4, 5), (5, 6)), True), (((3, 4, 5), (3, 5, 6)), allowed)):
+        a, b = (jnp.ones(shape) for shape in shapes)
+        for function, left in ((cpu.product, a), (products.transposed_product, a.mT)):
+            text = jax.jit(lambda *ab, function=function: function(*ab)).lower(left, b).as_text()
+            assert ("onednn$matmul" in text) == is_one_call
+
+
+def test_what_onednn_says_of_its_algorithms_is_read():
+    line = "onednn_verbose,v1,primitive,exec,cpu,matmul,{},undef,src:f32 wei:f32,,,{},0.01"
+    shapes = [f"{n}x{m}x{k}:{n}x{k}x{columns}" for n, m, k, columns in probe._MANY_PRODUCTS]
+    once = [line.format("brg_matmul:avx512_core", shape) for shape in shapes]
+    twice = line.format("gemm:jit:f32", shapes[1])
+    assert probe._shares_out_once(["right", *once, line.format("gemm:jit:f32", "5x7:7x3")])
+    for lines in ([], once[1:], [*once, twice], [twice, *once]):
+        assert not probe._shares_out_once(lines)
 
 
 @pytest.mark.slow

@@ -4,6 +4,11 @@ Only on x86-64 Linux, only with the versions of jaxlib in `TESTED`, and only aft
 as a script in a process of its own and found their results right: a wrong call ends the process.
 The verdict is kept in the user's cache folder. Anything else means XLA's own convolution, without a
 word; `verdict` has the reason.
+
+Many products in one call are a case of their own. On processors without AVX-512, oneDNN shares them
+out among the threads and then each of them once more. XLA's thread pool does not support that: a
+thread waits for a task that waits for it, or memory is freed while it is in use. That depends on
+sizes and on luck, so the probe does not try it, but asks which of its algorithms oneDNN chooses.
 """
 
 import contextlib
@@ -27,16 +32,26 @@ from jax import lax
 TESTED = ("0.10.2",)
 _PROBE_SECONDS = 120
 _CALLS = Path(__file__).with_name("onednn.py")
+_VARIABLES = ("ONEDNN_", "DNNL_")  # that oneDNN reads: one names the instructions it may use
+_ALL, _MOST = "in use", "in use, but not for many products in one call"
+
+# Products whose algorithm is asked for: matrices, rows, length and columns. All fit into a cache.
+_MANY_PRODUCTS = ((36, 24, 144, 40), (3, 5, 7, 3), (2, 9, 2304, 8), (4, 200, 16, 64))
 
 
 def available() -> bool:
     """Return whether oneDNN's calls may be used in this process."""
-    return verdict() == "in use"
+    return verdict() in (_ALL, _MOST)
+
+
+def many_products_available() -> bool:
+    """Return whether one call may compute many products."""
+    return available() and verdict() == _ALL
 
 
 @functools.cache
 def verdict() -> str:
-    """Return 'in use', or why oneDNN's calls are not used here."""
+    """Return 'in use', 'in use, but ...', or why oneDNN's calls are not used here."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return "not in use: for x86-64 Linux only"
     if jaxlib.__version__ not in TESTED:
@@ -59,13 +74,31 @@ def _run_probe() -> str:
     env = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))}
     probe = subprocess.run(
         [sys.executable, "-P", __file__],
-        env=env | {"JAX_PLATFORMS": "cpu"},
+        env=env | {"JAX_PLATFORMS": "cpu", "ONEDNN_VERBOSE": "1"},
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
         timeout=_PROBE_SECONDS,
     )
-    right = probe.returncode == 0 and probe.stdout.endswith(b"right\n")
-    return "in use" if right else f"not in use: the probe ended with {probe.returncode}"
+    lines = probe.stdout.splitlines()
+    if probe.returncode != 0 or "right" not in lines:
+        return f"not in use: the probe ended with {probe.returncode}"
+    return _ALL if _shares_out_once(lines) else _MOST
+
+
+def _shares_out_once(lines: list[str]) -> bool:
+    """Return whether oneDNN said of each of `_MANY_PRODUCTS` that it shares out its work once.
+
+    Its lines say 'onednn_verbose,v1,primitive,exec,cpu,matmul,<algorithm>,...,<shapes>,<time>'. The
+    algorithms whose names begin with 'brg' do, those with 'gemm' do not.
+    """
+    algorithms: dict[str, set[str]] = {}
+    for fields in (line.split(",") for line in lines):
+        if len(fields) > 8:
+            algorithms.setdefault(fields[-2], set()).add(fields[6][:3])
+    shapes = (f"{n}x{m}x{k}:{n}x{k}x{columns}" for n, m, k, columns in _MANY_PRODUCTS)
+    return all(algorithms.get(shape) == {"brg"} for shape in shapes)
 
 
 def _keep_verdict(file: Path, verdict: str) -> None:
@@ -84,7 +117,8 @@ def _verdict_file() -> Path:
     lines = [
         line for line in cpuinfo if line.startswith(("vendor", "cpu family", "model", "flags"))
     ]
-    facts = [jaxlib.__version__, *lines, Path(__file__).read_text(), _CALLS.read_text()]
+    chosen = [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith(_VARIABLES)]
+    facts = [jaxlib.__version__, *lines, *chosen, Path(__file__).read_text(), _CALLS.read_text()]
     return cache / "jaxcnn" / f"onednn-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
 
 
@@ -114,7 +148,7 @@ def _assert_close(actual: jax.Array, expected: jax.Array, scale: Any = 1.0) -> N
 
 def _probe_matmul(calls: Any, random: np.random.Generator) -> None:
     matmul = jax.jit(calls.matmul, static_argnums=(2, 3))
-    shapes = ((64, 512, 192), (5, 7, 3), (1, 1, 1), (16, 4096, 9), (36, 24, 144, 40))
+    shapes = ((64, 512, 192), (5, 7, 3), (1, 1, 1), (16, 4096, 9), *_MANY_PRODUCTS)
     for transposed in itertools.product((False, True), repeat=2):
         for *many, rows, length, columns in shapes:
             a, b = _draw(random, *many, rows, length), _draw(random, *many, length, columns)

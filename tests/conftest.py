@@ -8,7 +8,8 @@ from pathlib import Path
 # Before JAX starts: eight devices, and programs that LLVM does not optimise, since a test runs each
 # a few times at most and would wait for the compiler. Other processes run as users' do.
 os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    "--xla_cpu_use_fusion_emitters=false"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 

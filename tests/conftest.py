@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Before JAX starts: eight devices, and programs that LLVM does not optimise, since a test runs each
-# a few times at most and would wait for the compiler. Other processes run as users' do.
+import jaxlib
+
+# Before JAX starts: eight devices, and programs that compile quickly, since a test runs each a few
+# times at most and would wait for the compiler. Other processes run as users' do. XLA ends a
+# process with a flag that it does not know, and later versions do not know the last.
 os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-    "--xla_cpu_use_fusion_emitters=false"
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    + " --xla_cpu_use_fusion_emitters=false" * jaxlib.__version__.startswith("0.10.")
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -32,6 +35,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 ROOT = Path(__file__).parents[1]
+QUICK_TO_COMPILE = os.environ["XLA_FLAGS"].split(maxsplit=1)[1]
 collect_ignore = ["torch_nets.py"]  # no tests in it, and it takes PyTorch to import
 
 

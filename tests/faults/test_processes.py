@@ -10,12 +10,12 @@ import subprocess
 import pytest
 
 import harness
+from conftest import QUICK_TO_COMPILE
 from harness import kill_and_finish, measure
 from jaxcnn.train.record.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow
-# As in conftest: LLVM's optimisations cost more than they gain in runs this short.
-Trainer = functools.partial(harness.Trainer, xla_flags="--xla_backend_optimization_level=0")
+Trainer = functools.partial(harness.Trainer, xla_flags=QUICK_TO_COMPILE)
 
 
 @pytest.fixture(scope="module")

@@ -169,6 +169,43 @@ def test_pooling_and_its_gradients_match_the_references(dtype, data):
             assert_close(gradient, expected, dtype)
 
 
+@pytest.mark.parametrize(
+    ("size", "window", "options"),
+    [
+        ((5, 4), (2, 2), {"strides": (2, 2), "padding": (0, 0), "ceil_mode": True}),
+        ((7, 8), (2, 3), {"strides": (2, 3), "padding": (0, 0)}),
+        ((8, 8), (2, 2), {"strides": (2, 2), "padding": (0, 0), "dilation": (2, 1)}),
+        ((6, 6), (3, 3), {"strides": (2, 2), "padding": (1, 1), "ceil_mode": True}),
+        ((5, 6), (3, 3), {"strides": (2, 2), "padding": (1, 1)}),
+        ((6, 5), (3, 3), {"strides": (2, 2), "padding": (1, 1)}),
+        ((6, 6), (3, 3), {"strides": (2, 2), "padding": (1, 1), "dilation": (1, 2)}),
+    ],
+)
+def test_pooling_where_windows_almost_tile_or_halve_the_image(size, window, options):
+    """The engine has a faster way for windows that do."""
+    x = np.round(random(2, *size, 2).astype("float32"), 1)
+    for mode, pool in (("max", ops.max_pool), ("avg", ops.avg_pool)):
+        if mode == "avg":
+            options = {k: v for k, v in options.items() if k != "dilation"}
+        expected = references.pool(x, window, mode=mode, **options)
+        g = random(*expected.shape, seed=2).astype("float32")
+        y, gradient = value_and_gradient(partial(pool, window=window, **options), x, g)
+        assert_close(y, expected, "float32")
+        expected = references.pool_gradient(x, window, mode=mode, cotangent=g, **options)
+        assert_close(gradient, expected, "float32")
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "int8"])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_the_maximum_of_integers_is_exact(dtype, dilation):
+    """Padding is below every number: of all negative ones, too."""
+    x = np.random.default_rng(0).integers(np.iinfo(dtype).min, 2, (2, 6, 7, 3), dtype)
+    options = {"strides": (1, 2), "padding": (1, 1), "dilation": (dilation, dilation)}
+    actual = ops.max_pool(jnp.asarray(x), 3, **options)
+    assert actual.dtype == dtype
+    np.testing.assert_array_equal(actual, references.pool(x, (3, 3), mode="max", **options))
+
+
 def value_and_gradient(function, x, g):
     y, vjp = jax.vjp(function, x)
     return y, vjp(g)[0]

@@ -65,7 +65,7 @@ class Conv2D(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Cross-correlate x [H, W] with the kernel and add the bias."""
-        shape, dtype = as_pair(self.kernel_size), jnp.float32
+        shape, dtype = as_pair(self.kernel_size, "kernel_size"), jnp.float32
         kernel = self.param("kernel", nn.initializers.uniform(1.0), shape, dtype)
         bias = self.param("bias", nn.initializers.zeros, (1,), dtype)
         return corr2d(x, kernel) + bias[0]
@@ -112,7 +112,7 @@ class Conv(nn.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """Convolve images [N, H, W, I] to [N, H', W', features]."""
         channels = images.shape[-1] // self.groups
-        shape = (*as_pair(self.kernel_size), channels, self.features)
+        shape = (*as_pair(self.kernel_size, "kernel_size"), channels, self.features)
         kernel = self.param("kernel", _kernel_init, shape, jnp.float32)
         bias = None
         if self.use_bias:
@@ -287,7 +287,7 @@ def flatten(x: jax.Array) -> jax.Array:
     >>> flatten(jnp.ones((2, 5, 5, 16))).shape
     (2, 400)
     """
-    return x.reshape(x.shape[0], -1)
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:

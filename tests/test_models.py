@@ -73,6 +73,19 @@ def test_number_of_classes(name):
     assert shapes(name, 32, num_classes=7)[0].shape == (2, 7)
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "features"),
+    [("lenet_modern", 28, 84), ("vgg", 32, 4096), ("resnet18", 32, 512)],
+)
+def test_without_classes_a_model_gives_what_the_last_layer_takes(name, size, features):
+    key, images = jax.random.key(0), jnp.zeros((2, size, size, 1))
+    y, variables = jax.eval_shape(create_model(name, num_classes=0).init_with_output, key, images)
+    assert y.shape == (2, features)
+    with_classes = jax.eval_shape(create_model(name).init, key, images)
+    (last,) = with_classes["params"].keys() - variables["params"].keys()
+    assert with_classes["params"][last]["kernel"].shape == (features, 10)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_bfloat16_keeps_float32_parameters_and_logits(name):
     logits, variables = shapes(name, 32, dtype=jnp.bfloat16)

@@ -12,6 +12,7 @@ from jax.test_util import check_grads
 
 import references
 from jaxcnn import ops
+from jaxcnn.layers import flatten, global_avg_pool
 
 
 def random(*shape, seed=0):
@@ -193,6 +194,48 @@ def test_pooling_where_windows_almost_tile_or_halve_the_image(size, window, opti
         assert_close(y, expected, "float32")
         expected = references.pool_gradient(x, window, mode=mode, cotangent=g, **options)
         assert_close(gradient, expected, "float32")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("implementation", ["auto", "xla"])
+def test_means_in_half_precision_are_of_sums_in_float32(dtype, implementation):
+    """The sum of four numbers of 20,000 is beyond float16; bfloat16 would round pixels away."""
+    x = random(1, 32, 32, 2, seed=4)
+    x = jnp.asarray(2e4 + 1e3 * x, dtype)
+    for window, strides in ((2, 2), (16, 16), (3, 1), ((32, 32), 1)):
+        y = ops.avg_pool(x, window, strides, implementation=implementation)
+        exact = ops.avg_pool(x.astype("float32"), window, strides)
+        assert y.dtype == dtype
+        np.testing.assert_array_equal(y, exact.astype(dtype))
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.uint8, np.int32])
+def test_integers_of_numpy_are_integers(integer):
+    x, k = jnp.asarray(random(1, 8, 8, 4)), jnp.asarray(random(3, 3, 2, 4))
+    for function, numbers in (
+        (partial(ops.conv2d, x, k), {"strides": 2, "padding": 1, "groups": 2}),
+        (partial(ops.max_pool, x), {"window": 3, "strides": 2, "padding": 1, "dilation": 2}),
+        (partial(ops.avg_pool, x), {"window": 2, "divisor_override": 3}),
+    ):
+        others = {name: integer(number) for name, number in numbers.items()}
+        pairs = {k: v if k in ("groups", "divisor_override") else [v, v] for k, v in others.items()}
+        for arguments in (others, pairs):
+            np.testing.assert_array_equal(function(**arguments), function(**numbers))
+
+
+@pytest.mark.parametrize("value", [2.0, True, (1, 2, 3), (1, 2.5), "ab", None, np.ones(3)], ids=str)
+def test_what_is_no_integer_or_pair_is_refused(value):
+    with pytest.raises(ValueError, match="window must be an integer or a "):
+        ops.max_pool(jnp.ones((1, 8, 8, 4)), value)
+
+
+def test_no_images_give_no_results():
+    x, k = jnp.zeros((0, 8, 8, 4)), jnp.ones((3, 3, 4, 2))
+    assert ops.conv2d(x, k).shape == (0, 6, 6, 2)
+    assert ops.max_pool(x, 2).shape == ops.avg_pool(x, 2).shape == (0, 4, 4, 4)
+    assert ops.avg_pool(x, 3, 1, 1).shape == ops.max_pool(x, 3, 1, 1).shape == (0, 8, 8, 4)
+    assert flatten(x).shape == (0, 256)
+    assert global_avg_pool(x).shape == (0, 4)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "int8"])

@@ -58,7 +58,7 @@ class _View:
     jump: tuple[int, int] = (1, 1)
 
     def through(self, window: IntOrPair, strides: IntOrPair) -> "_View":
-        (h, w), (p, q), (s, t) = as_pair(window), self.jump, as_pair(strides)
+        (h, w), (p, q), (s, t) = as_pair(window, "window"), self.jump, as_pair(strides, "strides")
         return _View((self.size[0] + (h - 1) * p, self.size[1] + (w - 1) * q), (p * s, q * t))
 
     def union(self, other: "_View") -> "_View":
@@ -247,7 +247,7 @@ def _window(layer: Any, x: jax.Array, y: jax.Array) -> tuple[Any, Any]:
 
 def _reach(window: Any, dilation: Any) -> tuple[int, int]:
     """Return (height, width) of the area that a window spans."""
-    (h, w), (d, e) = as_pair(window), as_pair(dilation)
+    (h, w), (d, e) = as_pair(window, "window"), as_pair(dilation, "dilation")
     return d * (h - 1) + 1, e * (w - 1) + 1
 
 

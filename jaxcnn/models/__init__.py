@@ -42,10 +42,10 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
 
     Args:
         name: a key of `MODELS`.
-        **kwargs: fields of the module: `num_classes` (10), `dtype` (of the computation;
-            `init` makes float32 parameters), `axis_name` (mapped axis over which BatchNorm is
-            synchronised), `implementation` ('auto', or 'xla' for XLA's own operations alone), and
-            the architecture's own.
+        **kwargs: fields of the module: `num_classes` (10; 0 for the features before the logits),
+            `dtype` (of the computation; `init` makes float32 parameters), `axis_name` (mapped axis
+            over which BatchNorm is synchronised), `implementation` ('auto', or 'xla' for XLA's own
+            operations alone), and the architecture's own.
 
     Raises:
         ValueError: if the name is not registered.

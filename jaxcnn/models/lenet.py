@@ -27,7 +27,7 @@ class LeNet(nn.Module):
     """LeNet-5 with sigmoids and average pooling; images [N, H, W, C] to logits [N, num_classes].
 
     Attributes:
-        num_classes: number of logits.
+        num_classes: number of logits; 0 for the 84 features before them.
         activation: after each layer but the last.
         pool: called as `pool(images, window=2, implementation=...)`.
         dtype: of the computation; parameters are float32, logits at least that.
@@ -66,19 +66,18 @@ class LeNet(nn.Module):
             implementation=self.implementation,
         )
         pool = partial(self.pool, window=2, implementation=self.implementation)
-        net = nn.Sequential(
-            [
-                conv(6, kernel_size=5, padding=2, name="conv1"),
-                pool,
-                conv(16, kernel_size=5, name="conv2"),
-                pool,
-                flatten,
-                dense(120, name="dense1"),
-                dense(84, name="dense2"),
-                dense(self.num_classes, activation=None, name="dense3"),
-            ]
-        )
-        return at_least_float32(net(x))
+        layers: list[Callable] = [
+            conv(6, kernel_size=5, padding=2, name="conv1"),
+            pool,
+            conv(16, kernel_size=5, name="conv2"),
+            pool,
+            flatten,
+            dense(120, name="dense1"),
+            dense(84, name="dense2"),
+        ]
+        if self.num_classes:
+            layers.append(dense(self.num_classes, activation=None, name="dense3"))
+        return at_least_float32(nn.Sequential(layers)(x))
 
 
 LeNetModern = partial(LeNet, activation=relu, pool=max_pool)  # d2l 7.6, exercise

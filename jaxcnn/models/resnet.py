@@ -96,7 +96,8 @@ class ResNet(nn.Module):
         arch: (residual blocks, channels) of each stage.
         block: called as `block(channels, use_1x1conv=..., strides=..., name=..., dtype=...,
             axis_name=..., implementation=...)`, such as `Residual`.
-        num_classes: number of logits.
+        num_classes: number of logits; 0 for the features before them, as many as the last stage
+            has channels.
         dtype: of the computation; parameters and BatchNorm's statistics are float32, logits at
             least that.
         axis_name: mapped axis over which BatchNorm is synchronised; None under plain `jit`.
@@ -152,7 +153,9 @@ class ResNet(nn.Module):
                 residual = block(channels, use_1x1conv=halve, strides=strides, name=name)
                 blocks.append(partial(residual, train=train))
             x = nn.Sequential(blocks, name=f"b{stage}")(x)
-        head: list[Callable] = [global_avg_pool, dense(self.num_classes, name="last")]
+        head: list[Callable] = [global_avg_pool]
+        if self.num_classes:
+            head.append(dense(self.num_classes, name="last"))
         return at_least_float32(nn.Sequential(head, name="head")(x))
 
 

@@ -4,7 +4,7 @@ Sources: d2l 8.2; Simonyan and Zisserman, Very deep convolutional networks for l
 recognition, 2014.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -72,7 +72,7 @@ class VGG(nn.Module):
 
     Attributes:
         arch: (convolutions, channels) of each block.
-        num_classes: number of logits.
+        num_classes: number of logits; 0 for the 4096 features before them.
         dropout_rate: share of hidden units dropped in training.
         dtype: of the computation; parameters are float32, logits at least that.
         axis_name: unused (there is no BatchNorm); every model has it.
@@ -106,18 +106,17 @@ class VGG(nn.Module):
             for i, (num_convs, out_channels) in enumerate(self.arch, start=1)
         ]
         dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
-        net = nn.Sequential(
-            [
-                *blocks,
-                flatten,
-                dense(4096, activation=relu, name="dense1"),
-                dropout(),
-                dense(4096, activation=relu, name="dense2"),
-                dropout(),
-                dense(self.num_classes, name="dense3"),
-            ]
-        )
-        return at_least_float32(net(x))
+        layers: list[Callable] = [
+            *blocks,
+            flatten,
+            dense(4096, activation=relu, name="dense1"),
+            dropout(),
+            dense(4096, activation=relu, name="dense2"),
+            dropout(),
+        ]
+        if self.num_classes:
+            layers.append(dense(self.num_classes, name="dense3"))
+        return at_least_float32(nn.Sequential(layers)(x))
 
 
 VGG11 = partial(VGG, arch=((1, 64), (1, 128), (2, 256), (2, 512), (2, 512)))

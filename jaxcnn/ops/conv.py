@@ -7,7 +7,7 @@ from jax import lax
 from jaxcnn.ops import cpu, xla
 from jaxcnn.ops.activations import resolve_activation
 from jaxcnn.ops.geometry import Geometry
-from jaxcnn.ops.sizes import IntOrPair, as_pair, conv_output_size
+from jaxcnn.ops.sizes import IntOrPair, as_integer, as_pair, conv_output_size
 
 
 def conv2d(
@@ -62,8 +62,9 @@ def conv2d(
     >>> conv2d(jnp.ones((4, 8, 8, 3)), jnp.zeros((3, 3, 3, 6)), activation=sigmoid)[0, 0, 0, 0]
     Array(0.5, dtype=float32)
     """
+    groups = as_integer(groups, "groups")
     _check(images, kernel, bias, groups)
-    strides, dilation = as_pair(strides), as_pair(dilation)
+    strides, dilation = as_pair(strides, "strides"), as_pair(dilation, "dilation")
     images, padding = _resolve_padding(images, kernel, strides, padding, dilation)
     (_, height, width, _), (kh, kw, _, _) = images.shape, kernel.shape
     geometry = Geometry((height, width), (kh, kw), strides, padding, dilation, groups, precision)
@@ -113,7 +114,7 @@ def _resolve_padding(
     """Return the images, padded already where that must be, and the padding that is left."""
     if isinstance(padding, str):
         images, padding = _named_padding(images, kernel, strides, padding, dilation)
-    padding = as_pair(padding)
+    padding = as_pair(padding, "padding")
     for axis in (0, 1):  # refuse here what XLA would turn into an empty output
         conv_output_size(
             images.shape[axis + 1], kernel.shape[axis], padding[axis], strides[axis], dilation[axis]

@@ -93,18 +93,19 @@ def avg_pool(
     if divisor_override == 0:
         raise ValueError("divisor_override must not be 0; give another number, or None")
     windows = _check(images, window, strides, padding, 1, ceil_mode)
-    if not jnp.issubdtype(images.dtype, jnp.inexact):
-        images = images.astype(jnp.float32)
+    dtype = images.dtype if jnp.issubdtype(images.dtype, jnp.inexact) else jnp.float32
+    # Sums in half precision could overflow, or round each pixel away.
+    images = images.astype(np.promote_types(dtype, np.float32))
     is_auto = cpu.choose_implementation(implementation) != "xla"
     sums = cpu.sum_tiles if is_auto and windows.tile_the_image else xla.sum_pool
+    total = sums(images, windows)
     if divisor_override is not None:
-        return sums(images, windows) / divisor_override
+        return (total / jnp.asarray(divisor_override, total.dtype)).astype(dtype)
     counts = _counts(windows, count_include_pad)
     if counts.min() == counts.max():
-        return sums(images, windows) / int(counts[0, 0])
-    total = sums(images, windows)
+        return (total / int(counts[0, 0])).astype(dtype)
     counts = np.broadcast_to(counts[None, :, :, None], total.shape)
-    return total / jnp.asarray(counts, total.dtype)
+    return (total / jnp.asarray(counts, total.dtype)).astype(dtype)
 
 
 def _counts(windows: Windows, count_include_pad: bool) -> np.ndarray:
@@ -131,8 +132,9 @@ def _check(
     """Check the arguments; return how the windows move over the images."""
     if images.ndim != 4:
         raise ValueError(f"pooling takes images [N, H, W, C], got {images.shape}")
-    size, padding, dilation = as_pair(window), as_pair(padding), as_pair(dilation)
-    strides = size if strides is None else as_pair(strides)
+    size, padding = as_pair(window, "window"), as_pair(padding, "padding")
+    strides = size if strides is None else as_pair(strides, "strides")
+    dilation = as_pair(dilation, "dilation")
     _, height, width, _ = images.shape
     windows = Windows((height, width), size, strides, padding, dilation, ceil_mode)
     if any(p > reach // 2 for p, reach in zip(padding, windows.reach, strict=True)):

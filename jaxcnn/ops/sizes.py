@@ -1,22 +1,58 @@
 """Output sizes: the arithmetic that convolution and pooling share."""
 
+import operator
+from typing import Any
+
 IntOrPair = int | tuple[int, int]
 
 
-def as_pair(value: IntOrPair) -> tuple[int, int]:
+def as_pair(value: IntOrPair, name: str) -> tuple[int, int]:
     """Return (height, width) from one number for both or a pair.
 
-    Raises:
-        ValueError: if `value` is a sequence of another length.
+    Args:
+        value: integers of NumPy count as integers, and lists as pairs.
+        name: of the argument, for the error.
 
-    >>> as_pair(3), as_pair((5, 3))
+    Raises:
+        ValueError: if `value` is neither an integer nor two of them.
+
+    >>> as_pair(3, "window"), as_pair((5, 3), "window")
     ((3, 3), (5, 3))
     """
-    if isinstance(value, int):
-        return value, value
-    if len(value) != 2:
-        raise ValueError(f"expected one number or a (height, width) pair, got {value}")
-    return value[0], value[1]
+    try:
+        one = _as_integer(value)
+        return one, one
+    except TypeError:
+        pass
+    try:
+        height, width = (_as_integer(length) for length in value)  # type: ignore[union-attr]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name} must be an integer or a (height, width) pair of integers, got {value!r}"
+        ) from None
+    return height, width
+
+
+def as_integer(value: int, name: str) -> int:
+    """Return an int from one, or from an integer of NumPy.
+
+    Raises:
+        ValueError: if `value` is no integer; `name` is that of the argument.
+
+    >>> as_integer(3, "groups")
+    3
+    """
+    try:
+        return _as_integer(value)
+    except TypeError:
+        raise ValueError(f"{name} must be an integer, got {value!r}") from None
+
+
+def _as_integer(value: Any) -> int:
+    """Return an int; raise a TypeError for what is none, such as True, 2.0 or an array of some."""
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)
 
 
 def conv_output_size(

@@ -6,7 +6,6 @@ from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxcnn.ops import xla
@@ -51,16 +50,15 @@ def sum_tiles(images: jax.Array, windows: Windows) -> jax.Array:
     """Return the sums of windows that tile the images, small ones by whole arrays.
 
     Args:
-        images: floating point [N, H, W, C].
+        images: [N, H, W, C] in float32 at least, or complex.
         windows: with `tile_the_image`.
 
     Returns:
-        [N, H', W', C]; the sums are taken in float32 at least.
+        [N, H', W', C].
     """
     if math.prod(windows.size) > _MAX_PIXELS:
         return _tiles(images, windows.size).sum(axis=(2, 4))
-    precise = images.astype(np.promote_types(images.dtype, np.float32))
-    return reduce(jnp.add, _pixels(precise, windows.size)).astype(images.dtype)
+    return reduce(jnp.add, _pixels(images, windows.size))
 
 
 @sum_tiles.defjvp

@@ -31,7 +31,8 @@ def main(argv: list[str]) -> None:
     from jaxcnn.train import train_and_evaluate
 
     try:
-        train_and_evaluate(CONFIG.value, WORKDIR.value or default_workdir())
+        workdir = default_workdir() if WORKDIR.value is None else WORKDIR.value
+        train_and_evaluate(CONFIG.value, workdir)
     except StoppedError as stopped:
         print(f"train.py: {stopped}", file=sys.stderr)
         sys.exit(128 + stopped.signal)  # as a shell reports a process that a signal ended

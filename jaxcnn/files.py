@@ -1,10 +1,43 @@
-"""Files that survive a kill, and locks that do not outlive their process."""
+"""Paths of this machine, files that survive a kill, and locks that end with their process."""
 
 import contextlib
 import fcntl
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from jaxcnn.errors import ConfigError
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # of two letters: one alone may be a drive
+
+
+def local_path(path: str | os.PathLike[str], name: str) -> Path:
+    """Return a path with `~` replaced by the home folder, as a shell does.
+
+    Args:
+        path: of this machine.
+        name: of the setting or argument, for the error.
+
+    Raises:
+        ConfigError: if the path is empty, a URL, no text, or in a home folder that is not known.
+
+    >>> local_path("runs/lenet", "workdir").as_posix()
+    'runs/lenet'
+    """
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str) or not text.strip() or "\0" in text:
+        raise ConfigError(f"{name} must be the path of a folder or file, got {path!r}")
+    if _SCHEME.match(text):
+        raise ConfigError(
+            f"{name} must be a path of this machine, got {text!r}; copy or mount what is elsewhere"
+        )
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"{name} is {text!r}, but that home folder is not known; give the whole path"
+        ) from None
 
 
 def write_atomically(path: Path, text: str) -> None:

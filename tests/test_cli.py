@@ -38,6 +38,7 @@ def test_smoke_run_prints_its_progress_and_its_results(run_python, tmp_path):
         (["--config=configs/lenet.py", "--nonsense"], "'nonsense'"),
         (["--config=configs/lenet.py", "nonsense"], "unexpected argument 'nonsense'"),
         (["--config=configs/lenet.py:smoke", "--workdir=/proc/none"], "cannot read or write"),
+        (["--config=configs/lenet.py:smoke", "--workdir=gs://bucket/run"], "of this machine"),
         (["--config=configs/lenet.py", "--config.data_source=/none"], "not a folder"),
         (["--config=configs/lenet.py:smoke", "--config.batch_size=999"], "only 240"),
     ],

@@ -6,6 +6,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -461,6 +462,41 @@ def test_what_onednn_says_of_its_algorithms_is_read():
     assert probe._shares_out_once(["right", *once, line.format("gemm:jit:f32", "5x7:7x3")])
     for lines in ([], once[1:], [*once, twice], [twice, *once]):
         assert not probe._shares_out_once(lines)
+
+
+@pytest.fixture
+def no_home(monkeypatch):
+    """As in a container whose user has no HOME and no entry in passwd."""
+
+    def unknown(_):
+        raise KeyError
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+
+
+@pytest.mark.usefixtures("no_home")
+def test_without_a_home_the_probe_runs_and_its_verdict_is_not_kept(monkeypatch):
+    assert probe._verdict_file() is None
+    monkeypatch.setattr(probe, "TESTED", (jaxlib.__version__,))
+    monkeypatch.setattr(probe, "_run_probe", lambda: probe._MOST)
+    assert probe.verdict.__wrapped__() == probe._MOST
+
+
+@pytest.mark.parametrize("content", [b"", b"in us", b"\xff\xfe", None])
+def test_a_verdict_that_cannot_be_read_is_found_again(content, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", f"{tmp_path}")
+    monkeypatch.setattr(probe, "TESTED", (jaxlib.__version__,))
+    monkeypatch.setattr(probe, "_run_probe", lambda: probe._ALL)
+    file = probe._verdict_file()
+    file.parent.mkdir()
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    assert probe.verdict.__wrapped__() == probe._ALL
+    assert content is None or file.read_text() == probe._ALL
 
 
 @pytest.mark.slow

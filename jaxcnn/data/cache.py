@@ -14,7 +14,7 @@ import numpy as np
 from jaxcnn.data.dataset import Dataset, check_split
 from jaxcnn.data.spec import IdxSpec
 from jaxcnn.errors import DataError
-from jaxcnn.files import hold_lock
+from jaxcnn.files import hold_lock, local_path
 
 
 class NoSourceError(DataError):
@@ -41,11 +41,12 @@ def load_idx_dataset(
 
     Raises:
         ValueError: if the split does not exist.
+        ConfigError: if a path is none of this machine.
         DataError: if the data cannot be found or downloaded, or a file is damaged.
     """
     check_split(split)
     root = _data_dir(data_dir)
-    source = Path(data_source).expanduser() if data_source else None
+    source = local_path(data_source, "data_source") if data_source else None
     if source is not None and not source.is_dir():
         raise DataError(f"data source {str(source)!r} is not a folder")
     images, labels = _load_arrays(spec, root, split, source)
@@ -95,7 +96,7 @@ def _is_published(spec: IdxSpec, split: str, images: np.ndarray, labels: np.ndar
 
 def _data_dir(data_dir: str | Path | None) -> Path:
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"  # TFDS's own default
-    return Path(data_dir or default).expanduser()
+    return local_path(data_dir or default, "data_dir")
 
 
 def _prepared_folder(spec: IdxSpec, root: Path) -> Path:

@@ -24,6 +24,7 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxcnn.files import local_path
 from jaxcnn.models import VGG, LeNet, ResNet
 
 StateDict = dict[str, np.ndarray]
@@ -124,6 +125,7 @@ def load_state_dict(path: str | os.PathLike) -> StateDict:
     Raises:
         ValueError: if the name ends otherwise, or the content is not a state dict.
     """
+    path = local_path(path, "path")
     if _suffix(path) == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
@@ -154,6 +156,7 @@ def save_state_dict(state_dict: StateDict, path: str | os.PathLike) -> None:
     Raises:
         ValueError: if the name ends otherwise.
     """
+    path = local_path(path, "path")
     arrays = {name: np.array(value, order="C") for name, value in state_dict.items()}
     if _suffix(path) == ".safetensors":
         from safetensors.numpy import save_file
@@ -165,8 +168,8 @@ def save_state_dict(state_dict: StateDict, path: str | os.PathLike) -> None:
         torch.save({name: torch.from_numpy(value) for name, value in arrays.items()}, path)
 
 
-def _suffix(path: str | os.PathLike) -> str:
-    suffix = Path(path).suffix
+def _suffix(path: Path) -> str:
+    suffix = path.suffix
     if suffix not in (".safetensors", ".pt"):
         raise ValueError(f"{path} must end in .safetensors or .pt")
     return suffix

@@ -11,6 +11,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxcnn.errors import StoppedError
+from jaxcnn.files import local_path
 from jaxcnn.train.metrics import Metrics
 from jaxcnn.train.pace import Pace
 from jaxcnn.train.prepare import Setup, prepare
@@ -59,6 +60,7 @@ def train_and_evaluate(
         TrainingError: if the loss is not finite, or the state cannot be saved.
         StoppedError: after saving, if a signal asked to stop.
     """
+    workdir = local_path(workdir, "workdir")  # before any work
     setup = prepare(config, model=model, optimizer=optimizer, train=train, test=test)
     environment = describe_environment(setup.parallel.devices, config.implementation or None)
     with (

@@ -57,10 +57,8 @@ def verdict() -> str:
     if jaxlib.__version__ not in TESTED:
         return f"not in use: jaxlib {jaxlib.__version__} is not among {', '.join(TESTED)}"
     file = _verdict_file()
-    try:
-        return file.read_text()
-    except OSError:  # no verdict yet
-        pass
+    if (kept := _kept_verdict(file)) is not None:
+        return kept
     try:
         result = _run_probe()
     except (OSError, subprocess.SubprocessError) as error:  # not kept: try again next time
@@ -101,8 +99,19 @@ def _shares_out_once(lines: list[str]) -> bool:
     return all(algorithms.get(shape) == {"brg"} for shape in shapes)
 
 
-def _keep_verdict(file: Path, verdict: str) -> None:
+def _kept_verdict(file: Path | None) -> str | None:
+    """Return the verdict of an earlier process, if there is one and it can be read."""
+    try:
+        text = file.read_text() if file else ""
+    except (OSError, UnicodeDecodeError):
+        return None
+    return text if text.startswith(("in use", "not in use: ")) else None
+
+
+def _keep_verdict(file: Path | None, verdict: str) -> None:
     """Write the verdict for later processes; one that cannot be written is found again."""
+    if file is None:
+        return
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(f".{os.getpid()}")
@@ -110,10 +119,13 @@ def _keep_verdict(file: Path, verdict: str) -> None:
         part.replace(file)
 
 
-def _verdict_file() -> Path:
-    """Return where the verdict on this processor, jaxlib and source is kept."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    cpuinfo = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+def _verdict_file() -> Path | None:
+    """Return where the verdict on this processor, jaxlib and source is kept; None for nowhere."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        cpuinfo = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except (RuntimeError, OSError):  # no HOME, and no entry of the user in passwd; no /proc
+        return None
     lines = [
         line for line in cpuinfo if line.startswith(("vendor", "cpu family", "model", "flags"))
     ]

@@ -25,7 +25,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxcnn.errors import ConfigError, TrainingError, first_line
-from jaxcnn.files import sync
+from jaxcnn.files import local_path, sync
 from jaxcnn.train.record.integrity import (
     CHECKSUMS,
     DamagedCheckpointError,
@@ -50,7 +50,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder).absolute()
+        self.folder = local_path(folder, "folder").absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
         for path in self.folder.glob(".replaced-*"):  # killed before its successor took its place

@@ -1,9 +1,11 @@
 """Train a model: `python train.py --config configs/lenet.py [--workdir DIR] [--config.key=value]`.
 
 The same command, given again, resumes where it stopped. Exit status: 0 when trained; 2 after an
-error, with one line that says what is wrong; 130 or 143 when SIGINT (Ctrl-C) or SIGTERM stopped it.
+error, with one line that says what is wrong; 128 and its number after a signal to stop: 130 for
+Ctrl-C (SIGINT), 143 for SIGTERM.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,7 +36,7 @@ def main(argv: list[str]) -> None:
         workdir = default_workdir() if WORKDIR.value is None else WORKDIR.value
         train_and_evaluate(CONFIG.value, workdir)
     except StoppedError as stopped:
-        print(f"train.py: {stopped}", file=sys.stderr)
+        say(f"train.py: {stopped}")
         sys.exit(128 + stopped.signal)  # as a shell reports a process that a signal ended
     except JaxcnnError as error:
         fail(error)
@@ -42,7 +44,7 @@ def main(argv: list[str]) -> None:
         reason = f"{error}".splitlines()[0][:200]
         fail(f"XLA cannot go on ({reason}); if memory is short, give a smaller config.batch_size")
     except KeyboardInterrupt:  # before or after training, which raises StoppedError
-        print("\ntrain.py: stopped; nothing is lost, give the same command again", file=sys.stderr)
+        say("\ntrain.py: stopped; nothing is lost, give the same command again")
         sys.exit(130)
 
 
@@ -96,8 +98,14 @@ def explain(error: BaseException) -> str:
 
 def fail(reason: object) -> NoReturn:
     """Print the reason and exit with status 2."""
-    print(f"train.py: {reason}", file=sys.stderr)
+    say(f"train.py: {reason}")
     sys.exit(2)
+
+
+def say(line: str) -> None:
+    """Print a line for the person at the terminal, which may be gone."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

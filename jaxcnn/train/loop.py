@@ -38,7 +38,8 @@ def train_and_evaluate(
 ) -> TrainState:
     """Train a model and evaluate it after each epoch, resuming where an earlier call stopped.
 
-    While it trains, SIGINT and SIGTERM make it save and stop after the steps in progress.
+    While it trains, a signal to stop (SIGINT, SIGTERM), a hang-up or a scheduler's warning (SIGHUP,
+    SIGUSR1, SIGUSR2, SIGXCPU) makes it save and stop after the steps in progress.
 
     Args:
         config: see `jaxcnn.get_default_config`.

@@ -161,12 +161,53 @@ def test_fewer_epochs_than_a_stopped_run_has_begun(tmp_path, monkeypatch, capsys
     assert "already trained; nothing to do after epoch 1 (step 11)" in capsys.readouterr().out
 
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
+WARNINGS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+
+
 def test_handlers_are_put_back_and_a_second_signal_is_not_held():
-    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(each) for each in STOPS + WARNINGS]
     with StopSignal() as stop:
         assert stop.received is None
         signal.raise_signal(signal.SIGINT)
         assert stop.received == signal.SIGINT
-        for each in (signal.SIGINT, signal.SIGTERM):
+        for each in STOPS:
             assert signal.getsignal(each) == signal.SIG_DFL
-    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(each) for each in STOPS + WARNINGS] == before
+
+
+@pytest.mark.parametrize("warning", WARNINGS)
+def test_a_warning_asks_to_stop_and_is_no_first_of_two(warning, capfd):
+    """A shell repeats a hang-up, and a scheduler's warning comes before its SIGTERM."""
+    with StopSignal() as stop:
+        for each in (warning, warning, signal.SIGTERM, warning):
+            signal.raise_signal(each)
+        assert stop.received == warning
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert capfd.readouterr().err == (
+        f"\n{warning.name}: saving\n\nSIGTERM: saving; once more to quit at once\n"
+    )
+
+
+@pytest.mark.parametrize("each", STOPS + WARNINGS)
+def test_what_was_ignored_stays_ignored(each):
+    before = signal.signal(each, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            signal.raise_signal(each)
+            assert stop.received is None
+        assert signal.getsignal(each) == signal.SIG_IGN
+    finally:
+        signal.signal(each, before)
+
+
+def test_a_programs_own_handler_of_a_warning_stays():
+    noted = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: noted.append(number))
+    try:
+        with StopSignal() as stop:
+            signal.raise_signal(signal.SIGUSR1)
+        assert noted == [signal.SIGUSR1]
+        assert stop.received is None
+    finally:
+        signal.signal(signal.SIGUSR1, before)

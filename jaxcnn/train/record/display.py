@@ -64,7 +64,8 @@ class Display:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._live.stop()
+        with contextlib.suppress(OSError):  # as for `print`: the terminal may be gone
+            self._live.stop()
 
     def print(self, text: str) -> None:
         """Print a line that stays; a failure to print does not stop the run."""

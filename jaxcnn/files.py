@@ -16,11 +16,11 @@ def local_path(path: str | os.PathLike[str], name: str) -> Path:
     """Return a path with `~` replaced by the home folder, as a shell does.
 
     Args:
-        path: of this machine.
+        path: of a folder or file on this machine.
         name: of the setting or argument, for the error.
 
     Raises:
-        ConfigError: if the path is empty, a URL, no text, or in a home folder that is not known.
+        ConfigError: if the path is empty, a URL or not text, or if its home folder is not known.
 
     >>> local_path("runs/lenet", "workdir").as_posix()
     'runs/lenet'

@@ -41,7 +41,7 @@ def load_idx_dataset(
 
     Raises:
         ValueError: if the split does not exist.
-        ConfigError: if a path is none of this machine.
+        ConfigError: if a path is empty or a URL, or its home folder is not known.
         DataError: if the data cannot be found or downloaded, or a file is damaged.
     """
     check_split(split)

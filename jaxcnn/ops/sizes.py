@@ -14,7 +14,7 @@ def as_pair(value: IntOrPair, name: str) -> tuple[int, int]:
         name: of the argument, for the error.
 
     Raises:
-        ValueError: if `value` is neither an integer nor two of them.
+        ValueError: if `value` is neither an integer nor two integers.
 
     >>> as_pair(3, "window"), as_pair((5, 3), "window")
     ((3, 3), (5, 3))
@@ -37,7 +37,7 @@ def as_integer(value: int, name: str) -> int:
     """Return an int from one, or from an integer of NumPy.
 
     Raises:
-        ValueError: if `value` is no integer; `name` is that of the argument.
+        ValueError: if `value` is not an integer; the message gives `name`, the argument's.
 
     >>> as_integer(3, "groups")
     3
@@ -49,7 +49,7 @@ def as_integer(value: int, name: str) -> int:
 
 
 def _as_integer(value: Any) -> int:
-    """Return an int; raise a TypeError for what is none, such as True, 2.0 or an array of some."""
+    """Return an int; raise a TypeError for anything else, such as True or 2.0."""
     if isinstance(value, bool):
         raise TypeError
     return operator.index(value)

@@ -35,7 +35,7 @@ def forward(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Arr
 def forward_sigmoid(
     images: jax.Array, kernel: jax.Array, bias: jax.Array, geometry: Geometry
 ) -> jax.Array:
-    """Return sigmoid(`forward` + bias [O])."""
+    """Return sigmoid(y + bias) [N, H', W', O] of y, `forward`'s result, and bias [O]."""
     return finish(forward(images, kernel, geometry), bias, jax.nn.sigmoid)
 
 

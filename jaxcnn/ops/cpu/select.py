@@ -72,7 +72,7 @@ def choose(table: Sequence[Rule], work: Work) -> Callable[..., jax.Array]:
 
 
 def otherwise(work: Work, limit: Limits) -> bool:
-    """Suit any work."""
+    """Return True: the last rule of a table suits any work."""
     return True
 
 

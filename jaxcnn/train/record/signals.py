@@ -18,9 +18,9 @@ class StopSignal:
     """A context manager that records the first signal to stop instead of letting it act.
 
     A second SIGINT or SIGTERM ends the process immediately, as the first would have without this.
-    A signal that was ignored before stays so (`nohup` ignores SIGHUP), and a handler that a program
-    of its own has set for SIGHUP, SIGUSR1, SIGUSR2 or SIGXCPU stays, too. Outside the main thread
-    it does nothing, since Python handles signals in the main thread only.
+    A signal that was ignored before stays ignored (`nohup` ignores SIGHUP), and a handler that the
+    calling program has set for SIGHUP, SIGUSR1, SIGUSR2 or SIGXCPU stays in place. Outside the main
+    thread this class does nothing, since Python handles signals in the main thread only.
 
     Attributes:
         received: the signal, or None if there was none yet.

@@ -24,7 +24,7 @@ from jaxcnn.train import create_train_state
 from jaxcnn.train.pace import Pace
 from jaxcnn.train.prepare import prepare
 from jaxcnn.train.programs import Programs
-from jaxcnn.train.record.checkpoint import Checkpoints
+from jaxcnn.train.record.checkpoint import CheckpointWriter
 from jaxcnn.train.record.progress import Progress
 
 
@@ -33,7 +33,7 @@ class Savers:
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp())
-        self._checkpoints = Checkpoints(self._folder / "checkpoints")
+        self._checkpoints = CheckpointWriter(self._folder / "checkpoints")
         self._background = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._count = 0
 

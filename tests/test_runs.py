@@ -17,7 +17,7 @@ from jaxcnn.errors import ConfigError, TrainingError
 from jaxcnn.models import VGG, ResNet
 from jaxcnn.train import Metrics, TrainState, train_and_evaluate
 from jaxcnn.train.programs import Programs
-from jaxcnn.train.record.checkpoint import Checkpoints
+from jaxcnn.train.record.checkpoint import CheckpointWriter
 from jaxcnn.train.record.logs import TensorBoard
 from jaxcnn.train.record.progress import Progress
 from jaxcnn.train.record.workdir import Workdir
@@ -127,7 +127,7 @@ def test_a_run_goes_on_over_another_number_of_devices(tiny_config, tmp_path):
 
 
 def test_the_best_and_the_last_two_are_kept(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = CheckpointWriter(tmp_path)
     for step, accuracy in enumerate((0.1, 0.7, 0.3, None, 0.7, 0.2, 0.6), start=1):
         params = {"w": jnp.float32(step)}
         state = TrainState(step=jnp.int32(step), params=params, batch_stats={}, opt_state=())
@@ -141,10 +141,13 @@ def test_the_best_and_the_last_two_are_kept(tmp_path):
 
 def test_other_settings_are_refused_and_nothing_is_overwritten(tiny_config, finished):
     before = (finished / "run.json").read_text()
+    unfinished = finished / "checkpoints" / ".unfinished-24"  # not ours to clear away
+    unfinished.mkdir()
     tiny_config.learning_rate = 0.5
     tiny_config.seed = 3
     with pytest.raises(ConfigError) as error:
         train_tiny(tiny_config, finished)
+    unfinished.rmdir()
     assert "learning_rate was 0.1 and is 0.5; seed was 0 and is 3" in str(error.value)
     assert (finished / "run.json").read_text() == before
 

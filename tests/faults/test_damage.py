@@ -20,7 +20,7 @@ from jaxcnn.layers import BatchNorm, Dense, flatten
 from jaxcnn.train import TrainState, create_train_state
 from jaxcnn.train.metrics import Metrics
 from jaxcnn.train.record import checkpoint, integrity
-from jaxcnn.train.record.checkpoint import Checkpoints
+from jaxcnn.train.record.checkpoint import Checkpoints, CheckpointWriter
 from jaxcnn.train.record.integrity import CHECKSUMS, DamagedCheckpointError
 from jaxcnn.train.record.progress import Progress
 
@@ -50,7 +50,7 @@ def progress_at(step):
 def saved(tmp_path_factory):
     """A folder with checkpoints 1 and 2, of different numbers."""
     folder = tmp_path_factory.mktemp("saved") / "checkpoints"
-    checkpoints = Checkpoints(folder)
+    checkpoints = CheckpointWriter(folder)
     for step in (1, 2):
         checkpoints.save(step, state_at(step, seed=step), progress_at(step))
     checkpoints.close()
@@ -68,7 +68,7 @@ def files_of(folder: Path) -> list[str]:
 
 
 def restore_newest(folder):
-    checkpoints, warnings = Checkpoints(folder), []
+    checkpoints, warnings = CheckpointWriter(folder), []
     restored = checkpoints.restore_newest(state_at(0), warnings.append)
     checkpoints.close()
     return restored, warnings
@@ -167,7 +167,7 @@ def test_a_copy_under_another_step_is_noticed(folder):
     restored, (warning,) = restore_newest(folder)
     assert_is_step(restored, 2)
     assert warning.endswith("it is a copy of that of step 2")
-    checkpoints = Checkpoints(folder)
+    checkpoints = CheckpointWriter(folder)
     assert checkpoints.steps == [1, 2]
     checkpoints.close()
     assert sorted(path.name for path in folder.iterdir()) == ["002", "1", "2"]
@@ -211,7 +211,7 @@ def test_a_kill_between_the_two_renames_of_a_replacement_loses_nothing(folder):
 
 
 def test_saving_a_step_again_replaces_it(folder):
-    checkpoints = Checkpoints(folder)
+    checkpoints = CheckpointWriter(folder)
     checkpoints.save(2, state_at(2, seed=5), progress_at(2))
     state, _ = checkpoints.restore(2, state_at(0))
     checkpoints.close()
@@ -228,7 +228,7 @@ def test_saving_a_step_again_replaces_it(folder):
     ],
 )
 def test_a_checkpoint_of_another_network_is_refused_and_stays(folder, other, message):
-    checkpoints = Checkpoints(folder)
+    checkpoints = CheckpointWriter(folder)
     with pytest.raises(ConfigError, match=message):
         checkpoints.restore_newest(state_at(0, **other), warn=pytest.fail)
     checkpoints.close()
@@ -239,7 +239,7 @@ def test_a_state_that_is_not_finite_is_not_saved(folder):
     state = state_at(3)
     kernel = state.params["Dense_0"]["kernel"].at[1, 1].set(np.nan)
     params = {**state.params, "Dense_0": {**state.params["Dense_0"], "kernel": kernel}}
-    checkpoints = Checkpoints(folder)
+    checkpoints = CheckpointWriter(folder)
     with pytest.raises(TrainingError, match="params/Dense_0/kernel is not finite after step 3"):
         checkpoints.save(3, state.replace(params=params), progress_at(3))
     assert checkpoints.steps == [1, 2]
@@ -247,7 +247,7 @@ def test_a_state_that_is_not_finite_is_not_saved(folder):
 
 
 def test_a_save_that_fails_leaves_the_old_and_nothing_else(folder, monkeypatch):
-    checkpoints = Checkpoints(folder)
+    checkpoints = CheckpointWriter(folder)
     (folder / ".unfinished-3").write_text("in the way")
     with pytest.raises(TrainingError, match=r"step 3 cannot be saved .*that of step 2 is kept"):
         checkpoints.save(3, state_at(3), progress_at(3))
@@ -262,7 +262,7 @@ def test_errors_of_the_system_that_no_test_can_cause(folder, monkeypatch, number
         raise OSError(number, os.strerror(number), "somewhere")
 
     monkeypatch.setattr(checkpoint, "sync", fail)
-    checkpoints = Checkpoints(folder)
+    checkpoints = CheckpointWriter(folder)
     reason = re.escape(os.strerror(number))
     with pytest.raises(TrainingError, match=rf"step 3 .*\({reason}\); that of step 2 is kept"):
         checkpoints.save(3, state_at(3), progress_at(3))
@@ -273,7 +273,7 @@ def test_errors_of_the_system_that_no_test_can_cause(folder, monkeypatch, number
 
 def test_damage_is_an_error_of_its_own(folder):
     empty(folder / "2" / "progress.json")
-    checkpoints = Checkpoints(folder)
+    checkpoints = CheckpointWriter(folder)
     with pytest.raises(DamagedCheckpointError, match=r"progress\.json has changed"):
         checkpoints.restore(2, state_at(0))
     checkpoints.close()

@@ -52,6 +52,21 @@ def test_a_signal_ends_it_with_a_code_and_a_line(straight, tmp_path):
     assert trainer.digest() == digest
 
 
+def test_a_run_that_is_read_all_the_time_is_not_disturbed(straight, tmp_path):
+    digest, _ = straight
+    trainer = Trainer(tmp_path / "read")
+    process = trainer.start()
+    trainer.wait_until(process, "compiled in")
+    seen = []
+    while process.poll() is None:
+        seen += trainer.read()
+    process.communicate()
+    assert process.returncode == 0
+    assert len(set(seen)) > 2
+    assert seen == sorted(seen)
+    assert trainer.digest() == digest
+
+
 def test_a_second_signal_ends_it_at_once(tmp_path):
     slow = ("image_size=224", "batch_size=100", "max_train_examples=2000", "steps_per_call=20")
     flags = (*(f"--config.{each}" for each in slow), "--config.checkpoint_every_steps=0")

@@ -37,33 +37,185 @@ from jaxcnn.train.record.progress import Progress
 from jaxcnn.train.state import TrainState
 from jaxcnn.train.trees import Shapes, first_difference, shapes_by_name
 
+FOLDER = "checkpoints"  # in the folder of a run
 PROGRESS = "progress.json"
 
 
-class Checkpoints:
-    """The last two checkpoints of a run, and the best of those saved at the end of an epoch.
+class MissingCheckpointError(ConfigError):
+    """There is no checkpoint of a step, or no longer: a run keeps the last two and the best."""
 
-    If the last one is damaged, the run resumes from the one before it.
+
+class Checkpoints:
+    """The checkpoints of a run, for reading, while it trains too: nothing in the folder changes.
 
     Args:
-        folder: created if it is missing; what an interrupted run left unfinished is deleted.
+        folder: 'checkpoints' in the folder of a run.
+
+    Raises:
+        ConfigError: if it is not the folder of a run's checkpoints.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = local_path(folder, "folder").absolute()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._check_folder()
         self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
-        for path in self.folder.glob(".replaced-*"):  # killed before its successor took its place
-            place = self.folder / path.name.removeprefix(".replaced-")
-            if not place.exists():
-                path.rename(place)
-        self._clear_away()
+
+    def _check_folder(self) -> None:
+        """Check that the folder holds a checkpoint, or stands beside a run's record."""
+        begun = self.folder.name == FOLDER and (self.folder.parent / "run.json").is_file()
+        if self.folder.is_dir() and (begun or any(self.folder.glob(f"[0-9]*/{CHECKSUMS}"))):
+            return
+        inside = self.folder / FOLDER
+        advice = repr(str(inside)) if inside.is_dir() else f"the folder {FOLDER!r} of a workdir"
+        what = "holds no checkpoints" if self.folder.is_dir() else "is no folder"
+        raise ConfigError(f"folder {str(self.folder)!r} {what}; give {advice}")
 
     @property
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, in order."""
         names = (path.name for path in self.folder.iterdir())
         return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+
+    def restore(self, step: int, state: TrainState) -> tuple[TrainState, Progress]:
+        """Return the state of a saved step, and the progress of the run.
+
+        Args:
+            step: one of `steps`.
+            state: gives the structure, the shapes and the devices.
+
+        Raises:
+            DamagedCheckpointError: if one of its files is not what was written.
+            MissingCheckpointError: if there is none, or the run has deleted it meanwhile.
+            ConfigError: if it is undamaged, but of another network or optimizer.
+        """
+        while True:
+            folder = self._identity(step)
+            try:
+                restored = self._restore(step, state)
+            except (DamagedCheckpointError, ConfigError, OSError):
+                if self._identity(step) == folder:
+                    raise
+            else:
+                if self._identity(step) == folder:
+                    return restored
+            # The run has replaced it in the meantime: read its successor.
+
+    def _identity(self, step: int) -> tuple[int, int]:
+        """Return what tells a checkpoint's folder from one that takes its place."""
+        try:
+            stat = self._path(step).stat()
+        except FileNotFoundError:
+            there = ", ".join(map(str, self.steps)) or "none yet"
+            raise MissingCheckpointError(
+                f"there is no checkpoint of step {step} in {str(self.folder)!r}; there are: {there}"
+            ) from None
+        return stat.st_dev, stat.st_ino
+
+    def _restore(self, step: int, state: TrainState) -> tuple[TrainState, Progress]:
+        path = self._path(step)
+        check_files(path)
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_dict(state))
+        try:
+            difference = first_difference(self._shapes(path), shapes_by_name(target))
+            if not difference:
+                saved = self._orbax.restore(path / "state", args=ocp.args.StandardRestore(target))
+                progress = _read_progress(path)
+        except Exception as error:
+            raise ConfigError(
+                f"the checkpoint {str(path)!r} is whole, but cannot be read with Orbax "
+                f"{ocp.__version__} ({_reason(error)}); use the versions in its run.json"
+            ) from error
+        if difference:
+            name, there, here = difference
+            raise ConfigError(
+                f"the checkpoint {str(path)!r} is of another network, optimizer or precision "
+                f"(JAX_ENABLE_X64): {name} is {there} there and {here} here; give another --workdir"
+            )
+        if int(saved["step"]) != step:
+            raise DamagedCheckpointError(f"it is a copy of that of step {int(saved['step'])}")
+        return TrainState(**saved), progress
+
+    def restore_newest(
+        self, state: TrainState, warn: Callable[[str], None]
+    ) -> tuple[TrainState, Progress] | None:
+        """Return the newest good checkpoint, or None if there is no checkpoint.
+
+        Args:
+            state: as in `restore`.
+            warn: called with one line for each newer checkpoint, which is damaged.
+
+        Raises:
+            ConfigError: as in `restore`, or if all are damaged.
+            OSError: if one cannot be opened, which is no damage and may pass.
+        """
+        while True:
+            steps = self.steps
+            try:
+                return self._restore_newest(steps, state, warn)
+            except MissingCheckpointError:
+                if self.steps == steps:
+                    raise
+            # The run has deleted one in the meantime, since it has saved a newer one.
+
+    def _restore_newest(
+        self, steps: list[int], state: TrainState, warn: Callable[[str], None]
+    ) -> tuple[TrainState, Progress] | None:
+        damaged: dict[int, DamagedCheckpointError] = {}
+        for step in reversed(steps):
+            try:
+                restored = self.restore(step, state)
+            except DamagedCheckpointError as error:
+                damaged[step] = error
+                continue
+            for newer, reason in damaged.items():
+                warn(f"checkpoint {newer} is damaged and {self._pass_over(newer)}: {reason}")
+            return restored
+        if damaged:
+            reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+            raise ConfigError(
+                f"no checkpoint in {str(self.folder)!r} is good ({reasons}); they stay as they "
+                "are; give another --workdir to start anew"
+            )
+        return None
+
+    def _pass_over(self, step: int) -> str:
+        """Return what becomes of a damaged checkpoint, in words."""
+        return "is passed over"
+
+    def close(self) -> None:
+        """Release Orbax's resources."""
+        self._orbax.close()
+
+    def _path(self, step: int, hidden: str = "") -> Path:
+        return self.folder / (f".{hidden}-{step}" if hidden else f"{step}")
+
+    def _shapes(self, path: Path) -> Shapes:
+        """Return the shapes and dtypes of a saved state, without reading its numbers."""
+        metadata = self._orbax.metadata(path / "state")
+        return shapes_by_name(metadata.item_metadata.tree)
+
+
+class CheckpointWriter(Checkpoints):
+    """The checkpoints of the run that this process is training: the last two, and the best.
+
+    If the last one is damaged, the run resumes from the one before it. The best is that of the
+    highest test accuracy among those saved at the end of an epoch.
+
+    Args:
+        folder: created if it is missing; what an interrupted run left unfinished is deleted, so no
+            other process may be writing there (`Workdir` holds a lock).
+    """
+
+    def __init__(self, folder: str | Path):
+        super().__init__(folder)
+        for path in self.folder.glob(".replaced-*"):  # killed before its successor took its place
+            place = self.folder / path.name.removeprefix(".replaced-")
+            if not place.exists():
+                path.rename(place)
+        self._clear_away()
+
+    def _check_folder(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, step: int, state: TrainState, progress: Progress) -> None:
         """Save a state; return once it is on disk.
@@ -99,93 +251,14 @@ class Checkpoints:
         with contextlib.suppress(OSError):  # the next save or start deletes what is left
             self._prune()
 
-    def restore(self, step: int, state: TrainState) -> tuple[TrainState, Progress]:
-        """Return the state of a saved step, and the progress of the run.
-
-        Args:
-            step: one of `steps`.
-            state: gives the structure, the shapes and the devices.
-
-        Raises:
-            DamagedCheckpointError: if one of its files is not what was written.
-            ConfigError: if it is undamaged, but of another network or optimizer.
-        """
-        path = self._path(step)
-        check_files(path)
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_dict(state))
-        try:
-            difference = first_difference(self._shapes(path), shapes_by_name(target))
-            if not difference:
-                saved = self._orbax.restore(path / "state", args=ocp.args.StandardRestore(target))
-                progress = _read_progress(path)
-        except Exception as error:
-            raise ConfigError(
-                f"the checkpoint {str(path)!r} is whole, but cannot be read with Orbax "
-                f"{ocp.__version__} ({_reason(error)}); use the versions in its run.json"
-            ) from error
-        if difference:
-            name, there, here = difference
-            raise ConfigError(
-                f"the checkpoint {str(path)!r} is of another network, optimizer or precision "
-                f"(JAX_ENABLE_X64): {name} is {there} there and {here} here; give another --workdir"
-            )
-        if int(saved["step"]) != step:
-            raise DamagedCheckpointError(f"it is a copy of that of step {int(saved['step'])}")
-        return TrainState(**saved), progress
-
-    def restore_newest(
-        self, state: TrainState, warn: Callable[[str], None]
-    ) -> tuple[TrainState, Progress] | None:
-        """Return the newest good checkpoint, or None if there is no checkpoint.
-
-        Newer ones, which are damaged, are moved to `<folder>/../damaged/`, not deleted.
-
-        Args:
-            state: as in `restore`.
-            warn: called with one line for each damaged checkpoint.
-
-        Raises:
-            ConfigError: as in `restore`, or if all are damaged; then nothing is moved.
-            OSError: if one cannot be opened, which is no damage and may pass.
-        """
-        damaged: dict[int, DamagedCheckpointError] = {}
-        for step in reversed(self.steps):
-            try:
-                restored = self.restore(step, state)
-            except DamagedCheckpointError as error:
-                damaged[step] = error
-                continue
-            for newer, reason in damaged.items():
-                warn(f"checkpoint {newer} is damaged and is now {self._set_aside(newer)}: {reason}")
-            return restored
-        if damaged:
-            reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
-            raise ConfigError(
-                f"no checkpoint in {str(self.folder)!r} is good ({reasons}); they stay as they "
-                "are; give another --workdir to start anew"
-            )
-        return None
-
-    def _set_aside(self, step: int) -> Path:
-        """Move a checkpoint into the folder 'damaged'; return its new path."""
+    def _pass_over(self, step: int) -> str:
+        """Move a damaged checkpoint into the folder `damaged`, beside this one."""
         aside = self.folder.parent / "damaged"
         aside.mkdir(exist_ok=True)
         places = (aside / f"{step}-{number}" for number in itertools.count())
         place = next(place for place in places if not place.exists())
         shutil.move(self._path(step), place)
-        return place
-
-    def close(self) -> None:
-        """Release Orbax's resources."""
-        self._orbax.close()
-
-    def _path(self, step: int, hidden: str = "") -> Path:
-        return self.folder / (f".{hidden}-{step}" if hidden else f"{step}")
-
-    def _shapes(self, path: Path) -> Shapes:
-        """Return the shapes and dtypes of a saved state, without reading its numbers."""
-        metadata = self._orbax.metadata(path / "state")
-        return shapes_by_name(metadata.item_metadata.tree)
+        return f"is now {place}"
 
     def _prune(self) -> None:
         """Delete all but the last two and the best."""

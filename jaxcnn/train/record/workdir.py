@@ -10,7 +10,7 @@ from jaxcnn.config import get_default_config
 from jaxcnn.errors import ConfigError, TrainingError
 from jaxcnn.files import hold_lock, sync, write_atomically
 from jaxcnn.inspect import plot_curves
-from jaxcnn.train.record.checkpoint import Checkpoints
+from jaxcnn.train.record.checkpoint import FOLDER, CheckpointWriter
 from jaxcnn.train.record.logs import JsonLines, Row, TensorBoard
 from jaxcnn.train.record.progress import Progress
 from jaxcnn.train.state import TrainState
@@ -67,13 +67,14 @@ class Workdir:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 sync([self.folder.parent])
                 self._lock()
-                self._checkpoints = Checkpoints(self.folder / "checkpoints")
-                self._open.callback(self._checkpoints.close)
                 self._metrics = JsonLines(self.folder / "metrics.jsonl")
                 self._steps = JsonLines(self.folder / "steps.jsonl")
-                if self._checkpoints.steps or self._metrics.rows() or self._steps.rows():
+                checkpoints = self.folder / FOLDER
+                if any(checkpoints.glob("[0-9]*")) or self._metrics.rows() or self._steps.rows():
                     run["starts"] = self._check_same_run(run)
                     self.changes = _changes(run["starts"], environment)
+                self._checkpoints = CheckpointWriter(checkpoints)  # once it is known to be ours
+                self._open.callback(self._checkpoints.close)
                 run["starts"].append(environment)
                 write_atomically(self._run_file, f"{json.dumps(run, indent=2)}\n")
         except BaseException:

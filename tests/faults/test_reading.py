@@ -80,18 +80,17 @@ def test_a_run_before_its_first_checkpoint_has_none(tmp_path):
 class Run:
     """What a run does to a checkpoint while a reader is in the middle of it."""
 
-    def __init__(self, folder, monkeypatch, after):
+    def __init__(self, folder, monkeypatch, when):
         self.writer, self.folder, self._pending = CheckpointWriter(folder), folder, True
-        self._monkeypatch = monkeypatch
-        monkeypatch.setattr(checkpoint, after, self._wrapped(getattr(checkpoint, after)))
+        module = shutil if when == "copytree" else checkpoint
+        monkeypatch.setattr(module, when, self._wrapped(getattr(module, when)))
 
     def _wrapped(self, function):
         def call(*args, **kwargs):
-            result = function(*args, **kwargs)
             if self._pending:
                 self._pending = False
                 self.act()
-            return result
+            return function(*args, **kwargs)
 
         return call
 
@@ -113,23 +112,23 @@ class SavesTwoMore(Run):
             self.writer.save(step, state_at(step, seed=step), progress_at(step))
 
 
-@pytest.mark.parametrize("after", ["check_files", "first_difference", "_read_progress"])
-def test_one_that_is_deleted_while_it_is_read_is_missing_not_damaged(folder, monkeypatch, after):
-    Deletes(folder, monkeypatch, after)
+@pytest.mark.parametrize("when", ["copytree", "check_files", "_read_progress"])
+def test_one_that_is_deleted_while_it_is_read_is_missing_not_damaged(folder, monkeypatch, when):
+    Deletes(folder, monkeypatch, when)
     with pytest.raises(MissingCheckpointError, match=r"of step 2 in .*; there are: 1$"):
         Checkpoints(folder).restore(2, state_at(0))
 
 
-@pytest.mark.parametrize("after", ["check_files", "first_difference", "_read_progress"])
-def test_one_that_is_replaced_while_it_is_read_is_read_again(folder, monkeypatch, after):
-    Replaces(folder, monkeypatch, after)
+@pytest.mark.parametrize("when", ["copytree", "check_files", "_read_progress"])
+def test_one_that_is_replaced_while_it_is_read_is_read_again(folder, monkeypatch, when):
+    Replaces(folder, monkeypatch, when)
     state, _ = Checkpoints(folder).restore(2, state_at(0))
     expected = state_at(2, seed=5).params["Dense_0"]["kernel"]
     assert (state.params["Dense_0"]["kernel"] == expected).all()
 
 
 def test_the_newest_is_found_while_older_ones_are_deleted(folder, monkeypatch):
-    SavesTwoMore(folder, monkeypatch, "check_files")  # which deletes 1 and 2
+    SavesTwoMore(folder, monkeypatch, "copytree")  # which deletes 1 and 2
     restored = Checkpoints(folder).restore_newest(state_at(0), pytest.fail)
     assert_is_step(restored, 4)
 
@@ -137,4 +136,13 @@ def test_the_newest_is_found_while_older_ones_are_deleted(folder, monkeypatch):
 def test_a_name_without_a_checkpoint_ends_with_an_error(folder):
     os.symlink("nowhere", folder / "5")
     with pytest.raises(MissingCheckpointError, match="no checkpoint of step 5"):
+        Checkpoints(folder).restore_newest(state_at(0), pytest.fail)
+
+
+def test_a_file_that_cannot_be_read_is_no_damage(folder, monkeypatch):
+    def fail(source, *args, **kwargs):
+        raise shutil.Error([(f"{source}/x", "copy/x", "[Errno 13] Permission denied")])
+
+    monkeypatch.setattr(shutil, "copytree", fail)
+    with pytest.raises(OSError, match=r"cannot copy .*/2/x: .*Permission denied"):
         Checkpoints(folder).restore_newest(state_at(0), pytest.fail)

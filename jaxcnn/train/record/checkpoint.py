@@ -17,7 +17,8 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,8 @@ class Checkpoints:
             DamagedCheckpointError: if one of its files is not what was written.
             MissingCheckpointError: if there is none, or the run has deleted it meanwhile.
             ConfigError: if it is undamaged, but of another network or optimizer.
+            OSError: if it cannot be opened, or there is no room for a copy in the folder for
+                temporary files.
         """
         while True:
             folder = self._identity(step)
@@ -112,28 +115,41 @@ class Checkpoints:
         return stat.st_dev, stat.st_ino
 
     def _restore(self, step: int, state: TrainState) -> tuple[TrainState, Progress]:
-        path = self._path(step)
-        check_files(path)
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_dict(state))
-        try:
-            difference = first_difference(self._shapes(path), shapes_by_name(target))
-            if not difference:
-                saved = self._orbax.restore(path / "state", args=ocp.args.StandardRestore(target))
-                progress = _read_progress(path)
-        except Exception as error:
-            raise ConfigError(
-                f"the checkpoint {str(path)!r} is whole, but cannot be read with Orbax "
-                f"{ocp.__version__} ({_reason(error)}); use the versions in its run.json"
-            ) from error
+        with self._held(step) as path:
+            check_files(path)
+            target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_dict(state))
+            try:
+                difference = first_difference(self._shapes(path), shapes_by_name(target))
+                if not difference:
+                    args = ocp.args.StandardRestore(target)
+                    saved = self._orbax.restore(path / "state", args=args)
+                    progress = _read_progress(path)
+            except Exception as error:
+                raise ConfigError(
+                    f"the checkpoint {str(self._path(step))!r} is whole, but cannot be read with "
+                    f"Orbax {ocp.__version__} ({_reason(error)}); use the versions in its run.json"
+                ) from error
         if difference:
             name, there, here = difference
             raise ConfigError(
-                f"the checkpoint {str(path)!r} is of another network, optimizer or precision "
-                f"(JAX_ENABLE_X64): {name} is {there} there and {here} here; give another --workdir"
+                f"the checkpoint {str(self._path(step))!r} is of another network, optimizer or "
+                f"precision (JAX_ENABLE_X64): {name} is {there} there and {here} here; give "
+                "another --workdir"
             )
         if int(saved["step"]) != step:
             raise DamagedCheckpointError(f"it is a copy of that of step {int(saved['step'])}")
         return TrainState(**saved), progress
+
+    @contextlib.contextmanager
+    def _held(self, step: int) -> Iterator[Path]:
+        """Give the path of a checkpoint that nobody deletes: of a copy, while it is read."""
+        with tempfile.TemporaryDirectory(prefix="jaxcnn-") as folder:
+            copy = Path(folder) / f"{step}"
+            try:
+                shutil.copytree(self._path(step), copy)
+            except shutil.Error as error:  # of each file: its path, that of its copy, the reason
+                raise OSError(f"cannot copy {error.args[0][0][0]}: {error.args[0][0][2]}") from None
+            yield copy
 
     def restore_newest(
         self, state: TrainState, warn: Callable[[str], None]
@@ -250,6 +266,10 @@ class CheckpointWriter(Checkpoints):
             ) from error
         with contextlib.suppress(OSError):  # the next save or start deletes what is left
             self._prune()
+
+    @contextlib.contextmanager
+    def _held(self, step: int) -> Iterator[Path]:
+        yield self._path(step)  # this process alone deletes
 
     def _pass_over(self, step: int) -> str:
         """Move a damaged checkpoint into the folder `damaged`, beside this one."""

@@ -40,7 +40,7 @@ def local_path(path: str | os.PathLike[str], name: str) -> Path:
         ) from None
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that it has either its old or its new content, whatever happens.
 
     >>> import tempfile
@@ -50,11 +50,14 @@ def write_atomically(path: Path, text: str) -> None:
     'done'
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     sync([path.parent])
 
 

@@ -20,13 +20,14 @@ class Classifier(nn.Module):
         return self.net(x)
 
 
-def lenet(activation=nn.Sigmoid, pool=nn.AvgPool2d):
-    """Return LeNet for 28 x 28 pixels, with d2l's initial weights."""
+def lenet(activation=nn.Sigmoid, pool=nn.AvgPool2d, size=(28, 28)):
+    """Return LeNet for images of this height and width, with d2l's initial weights."""
+    height, width = (n // 4 - 2 for n in size)
     net = Classifier(
         *(nn.Conv2d(1, 6, 5, padding=2), activation(), pool(2, 2)),
         *(nn.Conv2d(6, 16, 5), activation(), pool(2, 2)),
         nn.Flatten(),
-        *(nn.Linear(400, 120), activation()),
+        *(nn.Linear(16 * height * width, 120), activation()),
         *(nn.Linear(120, 84), activation()),
         nn.Linear(84, 10),
     )
@@ -39,7 +40,7 @@ def lenet_modern():
 
 
 def vgg(arch, size, dropout=0.5):
-    """Return VGG for `size` x `size` pixels, with d2l's initial weights."""
+    """Return VGG for a height and width, or one number for both, with d2l's initial weights."""
     blocks, channels = [], 1
     for num_convs, out_channels in arch:
         layers = []
@@ -47,11 +48,12 @@ def vgg(arch, size, dropout=0.5):
             layers += [nn.Conv2d(channels, out_channels, 3, padding=1), nn.ReLU()]
             channels = out_channels
         blocks.append(nn.Sequential(*layers, nn.MaxPool2d(2, 2)))
-    side = size // 2 ** len(arch)
+    sizes = size if isinstance(size, tuple) else (size, size)
+    height, width = (n // 2 ** len(arch) for n in sizes)
     net = Classifier(
         *blocks,
         nn.Flatten(),
-        *(nn.Linear(channels * side**2, 4096), nn.ReLU(), nn.Dropout(dropout)),
+        *(nn.Linear(channels * height * width, 4096), nn.ReLU(), nn.Dropout(dropout)),
         *(nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(dropout)),
         nn.Linear(4096, 10),
     )

@@ -1,5 +1,6 @@
 """Weights in and out: PyTorch state dicts named as d2l's modules name them."""
 
-from jaxcnn.interop.torch import from_torch, load_state_dict, save_state_dict, to_torch
+from jaxcnn.interop.files import load_state_dict, save_state_dict
+from jaxcnn.interop.torch import from_torch, to_torch
 
 __all__ = ["from_torch", "load_state_dict", "save_state_dict", "to_torch"]

@@ -17,6 +17,7 @@ from jax import lax
 
 from jaxcnn.ops import avg_pool, conv2d, corr2d, map_images, materialize, max_pool, relu
 from jaxcnn.ops.activations import resolve_activation
+from jaxcnn.ops.sharding import on_explicit_mesh
 from jaxcnn.ops.sizes import IntOrPair, as_pair
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Conv",
     "Conv2D",
     "Dense",
+    "Dropout",
     "at_least_float32",
     "avg_pool",
     "flatten",
@@ -35,6 +37,19 @@ __all__ = [
 
 _is_mapped: ContextVar[bool] = ContextVar("within the function of map_images", default=False)
 _kernel_init = nn.initializers.xavier_uniform()
+
+
+def _check_floating(layer: nn.Module, x: jax.Array) -> None:
+    """Refuse pixels that nobody has scaled, which promotion would take as they are.
+
+    Not at `init`, which asks for their shape alone.
+    """
+    if not (layer.is_initializing() or jnp.issubdtype(x.dtype, jnp.floating)):
+        name = " ".join(filter(None, (type(layer).__name__, layer.name)))
+        raise ValueError(
+            f"{name} takes floating point, got {x.dtype} {list(x.shape)}; models take images in "
+            "[0, 1], which jaxcnn.data.preprocess makes of uint8"
+        )
 
 
 def _bias_init(fan_in: int) -> nn.initializers.Initializer:
@@ -111,6 +126,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """Convolve images [N, H, W, I] to [N, H', W', features]."""
+        _check_floating(self, images)
         channels = images.shape[-1] // self.groups
         shape = (*as_pair(self.kernel_size, "kernel_size"), channels, self.features)
         kernel = self.param("kernel", _kernel_init, shape, jnp.float32)
@@ -157,6 +173,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Multiply x [..., I] by the kernel, add the bias and apply the activation."""
+        _check_floating(self, x)
         fan_in = x.shape[-1]
         kernel = self.param("kernel", _kernel_init, (fan_in, self.features), jnp.float32)
         bias = self.param("bias", _bias_init(fan_in), (self.features,))
@@ -165,6 +182,33 @@ class Dense(nn.Module):
         y = y + jnp.broadcast_to(bias, y.shape)
         activation = resolve_activation(self.activation, self.implementation)
         return y if activation is None else activation(y)
+
+
+class Dropout(nn.Module):
+    """Flax's dropout, with the same masks, for arrays over an Explicit mesh too.
+
+    Attributes:
+        rate: share of the numbers that are set to 0; the rest are scaled up.
+        deterministic: whether to return them as they are, as in evaluation.
+
+    >>> layer = Dropout(rate=0.5, deterministic=False)
+    >>> layer.apply({}, jnp.ones(6), rngs={"dropout": jax.random.key(0)}).tolist()
+    [0.0, 2.0, 2.0, 0.0, 0.0, 0.0]
+    """
+
+    rate: float
+    deterministic: bool
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Drop some of the numbers of x, drawn from the 'dropout' key."""
+        if self.deterministic or self.rate == 0:
+            return x
+        layer = nn.Dropout(self.rate, deterministic=False, parent=None)
+
+        def drop(x: jax.Array, key: jax.Array) -> jax.Array:
+            return layer.apply({}, x, rng=key)
+
+        return on_explicit_mesh(drop, like=lambda x, key: x)(x, self.make_rng("dropout"))
 
 
 class BatchNorm(nn.Module):
@@ -203,6 +247,7 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalize x [N, ..., C]."""
+        _check_floating(self, x)
         channels = x.shape[-1:]
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)

@@ -2,7 +2,10 @@
 
 import functools
 import itertools
+import json
+import shutil
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +16,14 @@ from flax import linen as nn
 from jax.sharding import Mesh, PartitionSpec
 
 import references
+from conftest import small_config
 from jaxcnn import __main__, ops
 from jaxcnn.ops import cpu, xla
-from jaxcnn.ops.cpu import limits, primitives, probe, products, select, winograd
+from jaxcnn.ops.cpu import limits, onednn, primitives, probe, products, select, winograd
 from jaxcnn.ops.cpu.limits import NEVER, Limits
 from jaxcnn.ops.geometry import Geometry
+from jaxcnn.train.prepare import prepare
+from jaxcnn.train.record import report
 
 
 def random(*shape, seed=0):
@@ -479,7 +485,6 @@ def no_home(monkeypatch):
 @pytest.mark.usefixtures("no_home")
 def test_without_a_home_the_probe_runs_and_its_verdict_is_not_kept(monkeypatch):
     assert probe._verdict_file() is None
-    monkeypatch.setattr(probe, "TESTED", (jaxlib.__version__,))
     monkeypatch.setattr(probe, "_run_probe", lambda: probe._MOST)
     assert probe.verdict.__wrapped__() == probe._MOST
 
@@ -487,7 +492,6 @@ def test_without_a_home_the_probe_runs_and_its_verdict_is_not_kept(monkeypatch):
 @pytest.mark.parametrize("content", [b"", b"in us", b"\xff\xfe", None])
 def test_a_verdict_that_cannot_be_read_is_found_again(content, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", f"{tmp_path}")
-    monkeypatch.setattr(probe, "TESTED", (jaxlib.__version__,))
     monkeypatch.setattr(probe, "_run_probe", lambda: probe._ALL)
     file = probe._verdict_file()
     file.parent.mkdir()
@@ -500,25 +504,104 @@ def test_a_verdict_that_cannot_be_read_is_found_again(content, monkeypatch, tmp_
 
 
 @pytest.mark.slow
-def test_a_probe_that_fails_leaves_xla(run_python, tmp_path):
-    """With a jaxlib that is not on the list, and where the probe cannot be right."""
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("import os; os.abort()", "the probe ended with -6"),  # as oneDNN does
+        ("raise SystemExit(0)", "the probe ended with 0"),
+        ("calls.conv = lambda *args, **options: 2 * _conv(*args, **options)", "ended with 1"),
+    ],
+)
+def test_a_probe_that_fails_leaves_xla(line, words, run_python, tmp_path):
+    if not probe.available():
+        pytest.skip(cpu.status())
+    source = Path(probe.__file__).read_text()
+    call = "    _probe_matmul(calls, random)\n"
+    assert call in source
+    broken = tmp_path / "probe.py"
+    broken.write_text(source.replace(call, f"    _conv = calls.conv\n    {line}\n"))
+    shutil.copy(Path(probe.__file__).with_name("onednn.py"), tmp_path)
     code = (
-        "from jaxcnn.ops import conv2d; from jaxcnn.ops.cpu import probe;"
-        "import jax.numpy as jnp; {};"
+        "from jaxcnn.ops import conv2d, cpu; from jaxcnn.ops.cpu import probe;"
+        f"import jax.numpy as jnp; probe.__file__ = {str(broken)!r};"
         "x, k = jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1));"
-        "print(probe.verdict()); print(conv2d(x, k).sum())"
+        "print(cpu.why_slower()); print(conv2d(x, k).sum())"
     )
-    for change, words in (
-        ("probe.TESTED = ('0.0.1',)", "not among 0.0.1"),
-        ("probe.__file__ = '/dev/null'", "ended with 0"),
-    ):
-        if not probe.available():
-            pytest.skip(cpu.status())
-        done = run_python("-c", code.format(change), XDG_CACHE_HOME=f"{tmp_path}")
-        verdict, value = done.stdout.splitlines()
-        assert words in verdict
-        assert value == "36.0"
-        assert not done.stderr
+    done = run_python("-c", code, XDG_CACHE_HOME=f"{tmp_path}")
+    verdict, value = done.stdout.splitlines()
+    assert words in verdict
+    assert f"jaxlib {jaxlib.__version__}" in verdict
+    assert value == "36.0"
+    assert not done.stderr
+
+
+def kind_of_call(target, shape, legacy_backend_config):
+    """What a call's configuration says, apart from sizes; and whether it is of many products."""
+    ((_, config),) = json.loads(legacy_backend_config).items()
+    config |= {"window": "window" in config, "feature_groups": config.get("feature_groups") != "1"}
+    return target, target.endswith("matmul") and len(shape.shape) > 2, json.dumps(config)
+
+
+def test_the_probe_makes_every_kind_of_call(monkeypatch):
+    """Of those that the engine makes of the shapes above, under every setting."""
+    made, ffi_call = {"engine": set(), "probe": set()}, jax.ffi.ffi_call
+
+    def calls_by(whom):
+        def call(target, shape, *, custom_call_api_version, legacy_backend_config):
+            made[whom].add(kind_of_call(target, shape, legacy_backend_config))
+            options = {"custom_call_api_version": custom_call_api_version}
+            return ffi_call(target, shape, legacy_backend_config=legacy_backend_config, **options)
+
+        return call
+
+    monkeypatch.setattr(probe, "available", lambda: True)
+    monkeypatch.setattr(probe, "many_products_available", lambda: True)
+    monkeypatch.setattr(jax.ffi, "ffi_call", calls_by("engine"))
+    for shape, setting in itertools.product(SHAPES, SETTINGS.values()):
+        monkeypatch.setattr(limits, "CURRENT", setting)
+        n, size, i, o, window, strides, padding = shape
+        geometry = Geometry(size, window, strides, padding)
+        x, k, g, b = (
+            jax.ShapeDtypeStruct(s, jnp.float32)
+            for s in ((n, *size, i), (*window, i, o), (n, *geometry.output, o), (o,))
+        )
+        jax.eval_shape(partial(select.forward, geometry=geometry), x, k)
+        jax.eval_shape(partial(select.forward_sigmoid, geometry=geometry), x, k, b)
+        jax.eval_shape(partial(select.images_gradient, geometry=geometry), g, k)
+        jax.eval_shape(partial(select.kernel_gradient, geometry=geometry), x, g)
+    monkeypatch.setattr(jax.ffi, "ffi_call", calls_by("probe"))
+    monkeypatch.setattr(jax, "jit", lambda f, **options: partial(trace, f))
+    monkeypatch.setattr(probe, "_assert_close", lambda *args: None)
+    with jax.numpy_rank_promotion("allow"):  # as in its own process
+        for part in (probe._probe_matmul, probe._probe_conv, probe._probe_grouped_conv):
+            part(onednn, np.random.default_rng(0))
+    assert made["engine"] <= made["probe"]
+    assert len(made["engine"]) > 5
+
+
+def trace(f, *args, **options):
+    """Return the shape of f's result, with booleans as they are."""
+    arrays = [x for x in args if not isinstance(x, bool)]
+    return jax.eval_shape(lambda *xs: f(*xs, *args[len(arrays) :], **options), *arrays)
+
+
+def test_a_run_says_that_it_could_be_faster(monkeypatch):
+    monkeypatch.setattr(probe, "available", lambda: True)
+    assert cpu.why_slower() == ""
+    monkeypatch.setattr(probe, "available", lambda: False)
+    monkeypatch.setattr(probe, "verdict", lambda: "not in use: why")
+    setup = prepare(small_config())
+    assert "\nnote: convolutions are XLA's own" in report.describe(setup, Path("runs/x"))
+    assert report.describe(setup, Path("runs/x")).endswith(": oneDNN not in use: why")
+
+
+def test_options_that_the_compiler_does_not_know_are_left_out(monkeypatch):
+    def refuse(*args, **options):
+        raise RuntimeError("No such compile option")
+
+    assert cpu.compiler_options.__wrapped__()
+    monkeypatch.setattr(jax, "jit", refuse)
+    assert cpu.compiler_options.__wrapped__() == {}
 
 
 def test_info_tells_what_is_in_use(capsys, monkeypatch):

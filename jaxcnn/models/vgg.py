@@ -14,6 +14,7 @@ from flax import linen as nn
 from jaxcnn.layers import (
     Conv,
     Dense,
+    Dropout,
     at_least_float32,
     flatten,
     image_by_image,
@@ -105,7 +106,7 @@ class VGG(nn.Module):
             block(num_convs, out_channels, name=f"block{i}")
             for i, (num_convs, out_channels) in enumerate(self.arch, start=1)
         ]
-        dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
+        dropout = partial(Dropout, self.dropout_rate, deterministic=not train)
         layers: list[Callable] = [
             *blocks,
             flatten,

@@ -1,8 +1,8 @@
 """Pure functions: cross-correlation, convolution, pooling, ReLU and output sizes.
 
 In reading order: `sizes`, `conv`, `pool`, `corr` (the book's functions of a single image),
-`activations`, `map_images`. `geometry` and `xla` hold what they share. `cpu` is an engine that
-makes them fast on CPUs; nothing in this folder needs to be read with it in mind.
+`activations`, `map_images`. `geometry`, `xla` and `sharding` hold what they share. `cpu` is an
+engine that makes them fast on CPUs; nothing in this folder needs to be read with it in mind.
 """
 
 from jaxcnn.ops.activations import materialize, relu

@@ -1,5 +1,6 @@
 """Convolution, its gradients and pooling as XLA computes them, on every platform."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -74,15 +75,17 @@ def _dilated_max_pool(images: jax.Array, lowest: float | int, windows: Windows) 
     x = jnp.pad(images, ((0, 0), *windows.pads, (0, 0)), constant_values=lowest)
     (kh, kw), (d, e), (s, t) = windows.size, windows.dilation, windows.strides
     rows, columns = (n - 1 for n in windows.output)
-    pixels = jnp.stack(
-        [
-            x[:, a : a + s * rows + 1 : s, b : b + t * columns + 1 : t]
-            for a in range(0, d * kh, d)
-            for b in range(0, e * kw, e)
-        ]
+    pixels = (
+        x[:, a : a + s * rows + 1 : s, b : b + t * columns + 1 : t]
+        for a in range(0, d * kh, d)
+        for b in range(0, e * kw, e)
     )
-    first = jnp.argmax(pixels, axis=0, keepdims=True)
-    return jnp.take_along_axis(pixels, first, axis=0)[0]
+    return functools.reduce(_larger, pixels)
+
+
+def _larger(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Return the larger of each two numbers, or NaN; of equal ones x has the whole gradient."""
+    return jnp.where((y > x) | (y != y), y, x)
 
 
 def sum_pool(images: jax.Array, windows: Windows) -> jax.Array:

@@ -7,6 +7,7 @@ read all of jaxcnn without opening the files behind it:
 |-----------------|---------------------------------------------------------------------------|
 | `primitives.py` | the passes of a convolution as JAX primitives, so that `grad`, `vmap` and |
 |                 | every other transformation work                                           |
+| `programs.py`   | which programs the engine computes: not those divided over devices        |
 | `select.py`     | which algorithm computes which pass: tables; `limits.py`: the thresholds  |
 | `banded.py`, `gemm.py`, `winograd.py` | the algorithms; `products.py`, `chunks.py`: what they |
 |                 | are made of                                                               |
@@ -15,7 +16,9 @@ read all of jaxcnn without opening the files behind it:
 | `switch.py`     | `JAXCNN_IMPLEMENTATION`                                                   |
 """
 
-import jaxlib
+import functools
+
+import jax
 
 from jaxcnn.ops.cpu import probe
 from jaxcnn.ops.cpu.memory import materialize, relu, remat_in_chunks, suits_loops
@@ -38,6 +41,7 @@ __all__ = [
     "status",
     "suits_loops",
     "sum_tiles",
+    "why_slower",
 ]
 
 
@@ -50,8 +54,23 @@ def status() -> str:
     return f"oneDNN {probe.verdict()}"
 
 
+def why_slower(implementation: str | None = None) -> str:
+    """Return why convolutions in float32 are XLA's own on this CPU, or '' if they are faster.
+
+    Args:
+        implementation: as for `choose_implementation`.
+
+    >>> why_slower("xla")
+    "implementation 'xla' was chosen"
+    """
+    if choose_implementation(implementation) == "xla":
+        return "implementation 'xla' was chosen"
+    return "" if probe.available() else status()
+
+
+@functools.cache
 def compiler_options() -> dict[str, str | bool]:
-    """Return what to tell XLA's compiler for CPUs, if this version is known to understand it.
+    """Return what to tell XLA's compiler for CPUs, if this version understands it.
 
     It asks for the order of operations that needs the least memory. That costs no time, and a step
     of ResNet18 needs a quarter less memory than in the order that suits concurrency.
@@ -59,6 +78,11 @@ def compiler_options() -> dict[str, str | bool]:
     >>> isinstance(compiler_options(), dict)
     True
     """
-    if jaxlib.__version__ in probe.TESTED:
-        return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-    return {}
+    options: dict[str, str | bool] = {
+        "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+    }
+    try:
+        jax.jit(lambda x: x).lower(0.0).compile(compiler_options=options)
+    except Exception:  # the compiler refuses a name or value that it does not know
+        return {}
+    return options

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxcnn.ops.cpu import limits, primitives, probe
+from jaxcnn.ops.cpu.programs import cpu_or_default
+from jaxcnn.ops.sharding import is_on_explicit_mesh
 
 
 @jax.custom_jvp
@@ -66,6 +68,8 @@ def remat_in_chunks(function: Callable[[jax.Array], jax.Array], images: jax.Arra
     >>> remat_in_chunks(lambda x: jnp.repeat(x, 16, axis=3), jnp.zeros((4, 512, 512, 1))).shape
     (4, 512, 512, 16)
     """
+    if is_on_explicit_mesh(images) or not isinstance(images.shape[0], int):  # symbolic: an export
+        return function(images)
     size = _chunk_size(function, images)
     if size >= len(images):
         return function(images)
@@ -75,7 +79,7 @@ def remat_in_chunks(function: Callable[[jax.Array], jax.Array], images: jax.Arra
         y = lax.map(jax.checkpoint(function), chunks)
         return y.reshape(len(images), *y.shape[2:])
 
-    return lax.platform_dependent(images, cpu=on_cpu, default=function)
+    return cpu_or_default(images, cpu=on_cpu, default=function)
 
 
 def _chunk_size(function: Callable[[jax.Array], jax.Array], images: jax.Array) -> int:

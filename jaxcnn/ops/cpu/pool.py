@@ -9,17 +9,24 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxcnn.ops import xla
+from jaxcnn.ops.cpu.programs import cpu_or_default
 from jaxcnn.ops.geometry import Windows
+from jaxcnn.ops.sharding import on_explicit_mesh
 
 _MAX_PIXELS = 16  # of a window; each is a slice of its own to compile
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def max_pool(images: jax.Array, windows: Windows) -> jax.Array:
     """Return the maxima [N, H', W', C] of floating-point images [N, H, W, C].
 
     On CPU, the derivative is that of the pixels that the maxima are taken from.
     """
+    like = partial(xla.max_pool, windows=windows)
+    return on_explicit_mesh(partial(_max_pool, windows=windows), like)(images)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _max_pool(images: jax.Array, windows: Windows) -> jax.Array:
     if not _halves(windows):
         return xla.max_pool(images, windows)
     return lax.platform_dependent(
@@ -27,7 +34,7 @@ def max_pool(images: jax.Array, windows: Windows) -> jax.Array:
     )
 
 
-@max_pool.defjvp
+@_max_pool.defjvp
 def _max_pool_jvp(
     windows: Windows, primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
@@ -42,10 +49,9 @@ def _max_pool_jvp(
     elif _halves(windows):
         of_cpu = _halving_tangent
     derivative = lax.platform_dependent(images, tangent, cpu=of_cpu, default=of_xla)
-    return max_pool(images, windows), derivative
+    return _max_pool(images, windows), derivative
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def sum_tiles(images: jax.Array, windows: Windows) -> jax.Array:
     """Return the sums of windows that tile the images, small ones by whole arrays.
 
@@ -56,17 +62,23 @@ def sum_tiles(images: jax.Array, windows: Windows) -> jax.Array:
     Returns:
         [N, H', W', C].
     """
+    like = partial(xla.sum_pool, windows=windows)
+    return on_explicit_mesh(partial(_sum_tiles, windows=windows), like)(images)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _sum_tiles(images: jax.Array, windows: Windows) -> jax.Array:
     if math.prod(windows.size) > _MAX_PIXELS:
         return _tiles(images, windows.size).sum(axis=(2, 4))
     return reduce(jnp.add, _pixels(images, windows.size))
 
 
-@sum_tiles.defjvp
+@_sum_tiles.defjvp
 def _sum_tiles_jvp(
     windows: Windows, primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     # The tangent's tiles are cut out at once: the transpose is one broadcast, not many paddings.
-    return sum_tiles(*primals, windows), _tiles(*tangents, windows.size).sum(axis=(2, 4))
+    return _sum_tiles(*primals, windows), _tiles(*tangents, windows.size).sum(axis=(2, 4))
 
 
 def _tiles(images: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -127,7 +139,11 @@ def _halving_tangent(images: jax.Array, tangent: jax.Array) -> jax.Array:
     and so on for the other three kinds. A window's rows are an odd one, an even one and an odd one.
     """
     # Image by image, or XLA would find the maximum anew for each of the nine pixels.
-    index = lax.map(_halving_index, lax.stop_gradient(images))
+    index = cpu_or_default(
+        lax.stop_gradient(images),
+        cpu=partial(lax.map, _halving_index),
+        default=jax.vmap(_halving_index),
+    )
     tiles = _tiles(tangent, (2, 2))  # cut so, the transpose is an interleaving
     kinds = {(a, b): tiles[:, :, a, :, b] for a in (0, 1) for b in (0, 1)}
     pixels = enumerate(_halving_pixels(kinds, 0))

@@ -19,13 +19,14 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
-from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxcnn.ops import xla
 from jaxcnn.ops.cpu import select
+from jaxcnn.ops.cpu.programs import is_whole
 from jaxcnn.ops.geometry import Geometry
+from jaxcnn.ops.sharding import on_explicit_mesh, vary_alike
 
 
 def conv2d(
@@ -51,14 +52,24 @@ def conv2d(
 
 def conv(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """Convolve images [N, H, W, I] with a kernel [kh, kw, I, O], both in float32."""
-    return forward_p.bind(*_alike(images, kernel), geometry=geometry)
+
+    def bind(*operands: jax.Array) -> jax.Array:
+        return forward_p.bind(*operands, geometry=geometry)
+
+    like = partial(xla.forward, geometry=geometry)
+    return on_explicit_mesh(bind, like)(*vary_alike(images, kernel))
 
 
 def conv_sigmoid(
     images: jax.Array, kernel: jax.Array, bias: jax.Array, geometry: Geometry
 ) -> jax.Array:
     """Return sigmoid(`conv` + bias [O]), all in float32."""
-    return forward_sigmoid_p.bind(*_alike(images, kernel, bias), geometry=geometry)
+
+    def bind(*operands: jax.Array) -> jax.Array:
+        return forward_sigmoid_p.bind(*operands, geometry=geometry)
+
+    like = partial(xla.forward_sigmoid, geometry=geometry)
+    return on_explicit_mesh(bind, like)(*vary_alike(images, kernel, bias))
 
 
 def _primitive(everywhere: Callable, on_cpu: Callable, batched_first: bool = True) -> Primitive:
@@ -90,42 +101,28 @@ def _primitive(everywhere: Callable, on_cpu: Callable, batched_first: bool = Tru
         y = primitive.bind(folded, *rest, geometry=geometry)
         return y.reshape(*x.shape[:2], *y.shape[1:]), 0
 
-    primitive.def_impl(outside_jit)
+    def call(*operands, geometry):
+        with jax.disable_jit(False):  # which would only call the primitive again
+            return outside_jit(*operands, geometry=geometry)
+
+    primitive.def_impl(call)
     primitive.def_abstract_eval(shape)
     batching.primitive_batchers[primitive] = vmap
-    mlir.register_lowering(primitive, _lowering(everywhere))
-    mlir.register_lowering(primitive, _lowering(on_cpu), platform="cpu")
+    mlir.register_lowering(primitive, _lowering(everywhere, everywhere))
+    mlir.register_lowering(primitive, _lowering(everywhere, on_cpu), platform="cpu")
     return primitive
 
 
-def _lowering(function: Callable) -> Callable:
-    """Return the rule that compiles `function` in a primitive's place."""
-    rule = mlir.lower_fun(function, multiple_results=False)
+def _lowering(everywhere: Callable, whole: Callable) -> Callable:
+    """Return the rule that compiles a primitive: as `whole` where its arrays are whole."""
+    rules = [mlir.lower_fun(function, multiple_results=False) for function in (everywhere, whole)]
 
     def lower(ctx, *operands, **params):
         # Within one device's part of a `shard_map` nothing is left to be said about its axes.
         avals = [jax.core.ShapedArray(aval.shape, aval.dtype) for aval in ctx.avals_in]
-        return rule(ctx.replace(avals_in=avals), *operands, **params)
+        return rules[is_whole(ctx)](ctx.replace(avals_in=avals), *operands, **params)
 
     return lower
-
-
-def _alike(*operands: jax.Array) -> list[jax.Array]:
-    """Let all vary over the same axes of a `shard_map`, as its check demands of every operation."""
-    axes = frozenset().union(*map(_varying, operands))
-    missing = (tuple(axes - _varying(x)) for x in operands)
-    return [
-        lax.pcast(x, more, to="varying") if more else x
-        for x, more in zip(operands, missing, strict=True)
-    ]
-
-
-def _varying(x: jax.Array) -> frozenset[str]:
-    """Return the axes of a `shard_map` that x varies over."""
-    aval = jax.typeof(x)
-    if hasattr(aval, "vma"):  # as it was called before JAX 0.10, and may be again
-        return aval.vma
-    return aval.manual_axis_type.varying
 
 
 forward_p = _primitive(xla.forward, select.forward)

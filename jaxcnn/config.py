@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxcnn.errors import ConfigError, did_you_mean
-from jaxcnn.models import MODELS, create_model
+from jaxcnn.models import MODELS, create_model, is_own_model
 from jaxcnn.ops import cpu
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
@@ -38,6 +38,7 @@ def get_default_config() -> ConfigDict:
 
     # How
     config.batch_size = 128  # examples per step, over all devices
+    config.last_batch = "smaller"  # if not full: "smaller", or "merged" with the one before it
     config.num_epochs = 10  # passes over the training set
     config.optimizer = "sgd"  # a key of jaxcnn.train.OPTIMIZERS
     config.learning_rate = 0.1  # the base rate, which the schedule may vary
@@ -106,7 +107,9 @@ def apply_variant(config: ConfigDict, variant: str, smoke_image_size: int) -> Co
 
 
 def validate_config(config: ConfigDict) -> None:
-    """Check every value on its own, and the image size against the model; nothing is compiled.
+    """Check every value on its own and, for jaxcnn's own models, the image size.
+
+    Nothing is compiled.
 
     Raises:
         ConfigError: one line that names the key, what was given and what is accepted.
@@ -172,22 +175,27 @@ def check_keys(keys: Iterable[str]) -> None:
             )
 
 
-def check_batches(batch_size: int, num_examples: int, num_devices: int) -> None:
+def check_batches(
+    batch_size: int, num_examples: int, num_devices: int, last_batch: str = "smaller"
+) -> None:
     """Check that every batch of an epoch, the last one too, splits evenly over the devices.
 
     Args:
         batch_size: examples per step.
         num_examples: in the training set.
         num_devices: that each batch is split over.
+        last_batch: 'smaller' or 'merged'.
 
     Raises:
         ConfigError: with the nearest batch size that works.
 
     >>> check_batches(batch_size=128, num_examples=60000, num_devices=8)
     """
+    from jaxcnn.data.pipeline import batch_sizes  # here: `import jaxcnn` loads no data code
 
-    def fits(size: int) -> bool:
-        return size % num_devices == 0 and num_examples % size % num_devices == 0
+    def fits(batch_size: int) -> bool:
+        sizes = batch_sizes(num_examples, batch_size, last_batch)
+        return all(size % num_devices == 0 for size in sizes)
 
     if batch_size > num_examples:
         raise ConfigError(
@@ -198,9 +206,9 @@ def check_batches(batch_size: int, num_examples: int, num_devices: int) -> None:
         return
     nearest = sorted(range(1, num_examples + 1), key=lambda size: abs(size - batch_size))
     advice = next((f"batch_size={size}" for size in nearest if fits(size)), "other num_devices")
-    last = num_examples % batch_size
+    last = batch_sizes(num_examples, batch_size, last_batch)[-1]
     raise ConfigError(
-        f"config.batch_size is {batch_size}, with a last batch of {last or batch_size}: "
+        f"config.batch_size is {batch_size}, with a last batch of {last}: "
         f"{num_devices} devices cannot share both equally; try {advice} or fewer num_devices"
     )
 
@@ -219,12 +227,15 @@ def _check_types(config: ConfigDict, defaults: ConfigDict) -> None:
 
 def _check_words(config: ConfigDict) -> None:
     """Check the keys whose value names an entry of a table; `jaxcnn.train.optim` has two more."""
-    from jaxcnn.data import AUGMENTATIONS, DATASETS  # here: `import jaxcnn` loads no data code
+    # Here: `import jaxcnn` loads no data code.
+    from jaxcnn.data import AUGMENTATIONS, DATASETS
+    from jaxcnn.data.pipeline import LAST_BATCH
 
     for key, choices in (
         ("model", MODELS),
         ("dataset", DATASETS),
         ("dtype", DTYPES),
+        ("last_batch", LAST_BATCH),
         ("augmentation", AUGMENTATIONS),
     ):
         check_choice(key, config[key], choices)
@@ -284,7 +295,12 @@ def _check_devices(num_devices: int) -> None:
 
 
 def _check_image_size(config: ConfigDict) -> None:
-    """Trace the model on the shape alone: its layers know which images are too small."""
+    """Trace the model on the shape alone: its layers know which images are too small.
+
+    A model that is not jaxcnn's own is traced later, with the channels of the data set.
+    """
+    if not is_own_model(config.model):
+        return
     images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 1), jnp.float32)
     model = create_model(config.model, num_classes=config.num_classes)
     try:

@@ -97,6 +97,7 @@ def test_unknown_key_is_refused_when_set():
         ("dtype", "float16", "bfloat16"),
         ("dtype", "float64", "JAX_ENABLE_X64"),
         ("augmentation", "flip", "accepted: none"),
+        ("last_batch", "dropped", "accepted: smaller, merged"),
         ("implementation", "fast", "accepted: auto, xla"),
         ("num_classes", 0, "at least 1"),
         ("image_size", 0, "at least 1"),
@@ -161,14 +162,24 @@ def test_batches_that_cannot_be_shared_are_refused(batch_size, examples, devices
         check_batches(batch_size, examples, devices)
 
 
+def test_a_merged_batch_must_be_shared_too():
+    with pytest.raises(ConfigError, match="last batch of 33: 8 devices"):
+        check_batches(32, 65, 8, "merged")
+    check_batches(32, 72, 8, "merged")
+    check_batches(30, 32, 8, "merged")  # the only batch has all 32
+    with pytest.raises(ConfigError, match="last batch of 2: 8 devices"):
+        check_batches(30, 32, 8)
+
+
+@pytest.mark.parametrize("last_batch", ["smaller", "merged"])
 @pytest.mark.parametrize("devices", [1, 2, 3, 4, 8])
-def test_advised_batch_size_can_be_shared(devices):
+def test_advised_batch_size_can_be_shared(devices, last_batch):
     for batch_size in range(1, 60):
         try:
-            check_batches(batch_size, 240, devices)
+            check_batches(batch_size, 240, devices, last_batch)
         except ConfigError as error:
             advised = re.search(r"batch_size=(\d+)", str(error))
-            check_batches(int(advised[1]), 240, devices)
+            check_batches(int(advised[1]), 240, devices, last_batch)
 
 
 def test_what_may_change_is_known():

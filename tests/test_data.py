@@ -455,12 +455,47 @@ def test_a_checked_data_set_is_the_same():
         (
             {"images": np.zeros((3, 8, 9), np.uint8)},
             "test.images is uint8 [3, 8, 9]; it must be uint8 [N, H, W, C], each of them at least "
-            "1",
+            "1; gray images take images[..., None]",
         ),
         (
             {"images": np.zeros((3, 8, 9, 1), np.float32)},
             "test.images is float32 [3, 8, 9, 1]; it must be uint8 [N, H, W, C], each of them at "
+            "least 1; these are 0 to 0, so take (255 * images).round().astype('uint8')",
+        ),
+        (
+            {"images": np.arange(256.0).reshape(4, 8, 8, 1)},
+            "test.images is float64 [4, 8, 8, 1]; it must be uint8 [N, H, W, C], each of them at "
+            "least 1; these are 0 to 255, so take images.round().astype('uint8')",
+        ),
+        (
+            {"images": np.full((3, 8, 9, 1), np.nan)},
+            "test.images is float64 [3, 8, 9, 1]; it must be uint8 [N, H, W, C], each of them at "
             "least 1",
+        ),
+        (
+            {"images": np.full((3, 8, 9, 1), 1000)},
+            "test.images is int64 [3, 8, 9, 1]; it must be uint8 [N, H, W, C], each of them at "
+            "least 1",
+        ),
+        (
+            {"images": np.eye(3, dtype=bool)[:, :, None, None]},
+            "test.images is bool [3, 3, 1, 1]; it must be uint8 [N, H, W, C], each of them at "
+            "least 1; these are 0 to 1, so take (255 * images).round().astype('uint8')",
+        ),
+        (
+            {"images": np.eye(3, dtype=np.uint8)[:, :, None, None]},
+            "test.images is uint8 [3, 3, 1, 1] of 0 and 1 alone; pixels must be from 0 to 255: "
+            "multiply images in [0, 1] by 255 before they become uint8",
+        ),
+        (
+            {"images": np.zeros((3, 1, 28, 28), np.uint8)},
+            "test.images is uint8 [3, 1, 28, 28], which looks like [N, C, H, W]; it must be "
+            "[N, H, W, C]: images.transpose(0, 2, 3, 1)",
+        ),
+        (
+            {"images": np.zeros((3, 3, 32, 32), np.uint8)},
+            "test.images is uint8 [3, 3, 32, 32], which looks like [N, C, H, W]; it must be "
+            "[N, H, W, C]: images.transpose(0, 2, 3, 1)",
         ),
         (
             {"images": np.zeros((0, 8, 9, 1), np.uint8), "labels": np.zeros(0, int)},
@@ -482,7 +517,21 @@ def test_a_checked_data_set_is_the_same():
         ),
         (
             {"labels": np.zeros((3, 1), int)},
-            "test.labels is int64 [3, 1]; it must be integers [3], one for each image",
+            "test.labels is int64 [3, 1]; it must be integers [3], one for each image; take "
+            "labels[:, 0]",
+        ),
+        (
+            {"labels": np.eye(3)},
+            "test.labels is float64 [3, 3]; it must be integers [3], one for each image; of "
+            "one-hot rows take labels.argmax(axis=1)",
+        ),
+        (
+            {"labels": np.array(["cat", "dog", "owl"])},
+            "test.labels is <U3 [3]; it must be integers [3], one for each image",
+        ),
+        (
+            {"labels": np.array([3, 1, 2])},
+            "test.labels holds 3; with 3 class_names, labels must be from 0 to 2: subtract 1",
         ),
         (
             {"labels": np.array([0, 3, 1])},
@@ -505,12 +554,88 @@ def test_a_checked_data_set_is_the_same():
             {"class_names": [0, 1, 2]},
             "test.class_names is [0, 1, 2]; it must be a sequence of str, one for each class",
         ),
+        (
+            {"class_names": np.arange(1000)},
+            "test.class_names is [0, 1, 2, 3, 4, 5, ...]; it must be a sequence of str, one for "
+            "each class",
+        ),
     ],
 )
 def test_data_sets_that_cannot_be_trained_on_are_refused(changes, message):
     with pytest.raises(ConfigError) as error:
         check_dataset(own_data(**changes), "test")
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"images": np.full((3, 8, 9, 1), 2, np.uint8)},  # dark, but not of 0 and 1
+        {"images": np.zeros((3, 8, 9, 1), np.uint8)},
+        {"images": np.zeros((3, 3, 3, 103), np.uint8)},  # many channels, as from a satellite
+        {"images": np.zeros((3, 1, 128, 9), np.uint8)},  # a row each, as of a signal
+        {"images": np.zeros((3, 4, 4, 4), np.uint8)},
+        {"class_names": ("crane", "crane", "owl")},  # a bird and a machine, as in ImageNet
+        {"class_names": np.array(["cat", "dog", "owl"])},
+        {"labels": np.zeros(3, int)},
+    ],
+)
+def test_unusual_data_sets_are_accepted(changes):
+    checked = check_dataset(own_data(**changes), "train")
+    assert checked.class_names == tuple(own_data(**changes).class_names)
+
+
+def good(split):
+    data = own_data()
+    return Dataset(data.images, data.labels, tuple(data.class_names))
+
+
+@pytest.mark.parametrize(
+    ("loader", "words"),
+    [
+        (lambda *_: None, r"\('train'\) is of type NoneType, which has no images and no labels"),
+        (lambda *_: (np.zeros((1, 2, 2, 1), np.uint8), np.zeros(1)), "is of type tuple, which has"),
+        (lambda *_: (x for x in range(3)), "is of type generator, which has no images"),
+        (lambda *_: own_data().__dict__, "is of type dict, which has no images"),
+        (lambda *_: own_data(images=np.zeros((3, 8, 9, 1))), r"\('train'\).images is float64"),
+        (lambda *_: own_data(labels=np.arange(1, 4)), r"\('train'\).labels holds 3; .* subtract 1"),
+        (lambda *_: own_data(labels=np.zeros(2, int)), "must be integers .3., one for each image"),
+        (lambda *_: own_data(class_names=["cat", "dog"]), "labels holds 2; with 2 class_names"),
+        (good, r"\(split, data_dir, data_source\) fails: too many positional arguments; it must"),
+        (lambda: None, r"\(split, data_dir, data_source\) fails: too many positional arguments"),
+        ({"train": own_data()}, "fails: the entry is a dict, not a function"),
+    ],
+)
+def test_what_a_registered_loader_returns_goes_through_the_same_door(monkeypatch, loader, words):
+    monkeypatch.setitem(DATASETS, "mine", loader)
+    with pytest.raises(ConfigError, match=rf"^jaxcnn.data.DATASETS\['mine'\].*{words}") as error:
+        load_dataset("mine", "train")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        lambda *arguments: good(arguments[0]),
+        lambda split, data_dir=None, data_source=None: own_data(),
+        functools.partial(lambda of, split, data_dir, data_source: of(split), good),
+        lambda *_: own_data(images=jnp.zeros((3, 8, 9, 2), jnp.uint8), labels=jnp.array([2, 0, 1])),
+    ],
+)
+def test_a_registered_loader_may_be_of_any_make(monkeypatch, loader):
+    monkeypatch.setitem(DATASETS, "mine", loader)
+    data = load_dataset("mine", "train")
+    assert isinstance(data, Dataset)
+    assert data.digest() == check_dataset(own_data(), "train").digest()
+
+
+def test_an_error_within_a_loader_stays_as_it_is(monkeypatch):
+    def loader(split, data_dir, data_source):
+        raise TypeError("of its own")
+
+    monkeypatch.setitem(DATASETS, "mine", loader)
+    with pytest.raises(TypeError, match=r"^of its own$"):
+        load_dataset("mine", "train")
 
 
 def test_objects_that_are_no_data_set_are_refused():

@@ -191,6 +191,23 @@ def test_batch_norm_is_flaxs(shape, train):
     assert_close(actual, expected, "float64")
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "bool"])
+@pytest.mark.parametrize("name", ["Conv", "Dense", "BatchNorm", "VGGBlock", "Residual"])
+def test_layers_take_floating_point_alone(name, dtype):
+    """In the compiled program it costs nothing: the check is one of dtypes."""
+    layer, shape = LAYERS[name]
+    x = jax.ShapeDtypeStruct(shape, dtype)
+    variables = jax.eval_shape(layer.init, jax.random.key(0), jnp.zeros(shape))
+    message = rf"takes floating point, got {dtype} \[.*jaxcnn.data.preprocess makes of uint8"
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(layer.apply, variables, x)
+    with jax.numpy_dtype_promotion("standard"):  # as users have it
+        if name != "BatchNorm":
+            jax.eval_shape(layer.init, jax.random.key(0), x)  # asks for the shape alone
+        for accepted in ("bfloat16", "float16", "float32"):
+            jax.eval_shape(layer.apply, variables, jax.ShapeDtypeStruct(shape, accepted))
+
+
 def test_batch_norm_keeps_its_digits_where_the_mean_is_large():
     x = np.random.default_rng(0).standard_normal((64, 9, 7, 2)) + np.array([1e4, -3e3])
     y, _ = BatchNorm(use_running_average=False).init_with_output(

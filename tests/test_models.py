@@ -100,6 +100,17 @@ def test_too_small_an_image_is_refused(name, size):
     assert shapes(name, size + 16)[0].shape == (2, 10)
 
 
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int32])
+@pytest.mark.parametrize("name", MODELS)
+def test_pixels_that_nobody_has_scaled_are_refused(name, dtype):
+    """At `init` they may be: it asks for their shape alone."""
+    model, images = create_model(name), jax.ShapeDtypeStruct((2, 32, 32, 1), dtype)
+    with jax.numpy_dtype_promotion("standard"):  # as users have it
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    with pytest.raises(ValueError, match="preprocess makes of uint8"):
+        jax.eval_shape(model.apply, variables, images)
+
+
 def primitives(program):
     """The names of a traced program's primitives, those of the programs within it included."""
     names = set()

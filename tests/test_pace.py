@@ -28,6 +28,11 @@ def test_an_epoch_without_a_smaller_batch_ends_with_a_full_one():
     assert list(pace.calls(4, 4)) == []
 
 
+def test_an_epoch_may_be_one_batch_of_another_size():
+    pace = Pace(full_batches=0, steps_per_epoch=1, max_steps=3)
+    assert list(pace.calls(1, 3)) == [(1, 1), (2, 1)]
+
+
 def test_a_run_entered_between_checkpoints_saves_at_the_same_steps():
     pace = Pace(full_batches=7, steps_per_epoch=8, max_steps=50, checkpoint_every=5)
     ends = [step + count for step, count in pace.calls(11, 24)]

@@ -11,12 +11,13 @@ import pytest
 from flax import linen as nn
 
 from conftest import CACHED, Tiny, small_config
-from jaxcnn.data import Dataset, load_fashion_mnist_sample
+from jaxcnn.data import AUGMENTATIONS, Dataset, load_fashion_mnist_sample
 from jaxcnn.errors import ConfigError
 from jaxcnn.layers import BatchNorm, Dense, flatten
-from jaxcnn.train import eval_step, loop, train_and_evaluate
+from jaxcnn.models import MODELS, is_own_model
+from jaxcnn.train import OPTIMIZERS, SCHEDULES, eval_step, loop, train_and_evaluate
 from jaxcnn.train.prepare import prepare
-from jaxcnn.train.protocol import check_model, check_optimizer
+from jaxcnn.train.protocol import check_learning_rate, check_model, check_optimizer
 
 pytestmark = [*CACHED, pytest.mark.usefixtures("as_users")]
 SAMPLE = load_fashion_mnist_sample("train")
@@ -233,7 +234,9 @@ def test_an_optimizer_that_does_not_fit_is_refused_in_one_line(optimizer: Any, m
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "lamb", "lion", "rmsprop", "adafactor"])
 def test_optimizers_of_optax_fit(name):
-    check_optimizer(getattr(optax, name)(1e-3), {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)})
+    params = {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}
+    check_optimizer(getattr(optax, name)(1e-3), params)
+    check_optimizer(optax.MultiSteps(getattr(optax, name)(1e-3), 2), params)
 
 
 @pytest.mark.parametrize(
@@ -253,6 +256,153 @@ def test_data_that_do_not_fit_are_refused_in_one_line(data, message):
     with pytest.raises(ConfigError, match=message) as error:
         prepare(small_config(), model=Tiny(), **data)
     assert "\n" not in str(error.value)
+
+
+# What is registered in a table goes through the same door
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda **_: TwoLogits(), r"model TwoLogits returns logits of shape \(2, 2\)"),
+        (lambda **_: AnotherCollection(), "model AnotherCollection: .* collections cache, params"),
+        (lambda **_: None, "model NoneType is no flax.linen.Module"),
+        (lambda num_classes: Tiny(), r"MODELS\['mine'\]\(.*\) fails: .* argument 'dtype'; it must"),
+        (Tiny(), r"MODELS\['mine'\]\(.*\) fails: missing a required argument: 'images'"),
+        ("lenet", r"MODELS\['mine'\]\(.*\) fails: the entry is a str, not a function"),
+    ],
+)
+def test_a_registered_model_is_checked(make, message, monkeypatch):
+    monkeypatch.setitem(MODELS, "mine", make)
+    with pytest.raises(ConfigError, match=message) as error:
+        prepare(small_config(model="mine"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_registered_model_is_traced_with_the_channels_of_its_images(monkeypatch):
+    """Also one that replaces jaxcnn's own."""
+
+    class InColor(nn.Module):
+        @nn.compact
+        def __call__(self, images, train=False):
+            if images.shape[3] != 3:
+                raise ValueError("three channels, please")
+            return Dense(10)(flatten(images))
+
+    monkeypatch.setitem(MODELS, "lenet", lambda **_: InColor())
+    assert prepare(small_config(), train=colored(40), test=colored(20)).full_batches == 1
+    with pytest.raises(ConfigError, match=r"InColor: .* ValueError: three channels, please"):
+        prepare(small_config())
+
+
+def test_models_of_jaxcnn_need_no_check(monkeypatch):
+    """Tracing ResNet18 takes a second."""
+    assert all(map(is_own_model, MODELS))
+    monkeypatch.setitem(MODELS, "lenet", Tiny)
+    assert not is_own_model("lenet")
+    assert not is_own_model("mine")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda c, rate: None,
+            r"OPTIMIZERS\['mine'\].* returns a NoneType; it must return an optax",
+        ),
+        (lambda c, rate: optax.sgd, "returns a function; it must return an optax"),
+        (lambda c: optax.sgd(0.1), r"\(config, learning_rate\) fails: too many positional arg"),
+        (
+            lambda c, rate: transformation(lambda p: jnp.zeros(3), lambda g, s, p: (g, s[:2])),
+            "changes its state .*from 3 float32 to 2 float32",
+        ),
+    ],
+)
+def test_a_registered_optimizer_is_checked(make, message, monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "mine", make)
+    with pytest.raises(ConfigError, match=message) as error:
+        prepare(small_config(optimizer="mine"), model=Tiny())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda c, n: None,
+            r"SCHEDULES\['mine'\]\(config, num_steps\) returns a NoneType; it must",
+        ),
+        (lambda c, n: "0.1", "returns a str; it must return a finite number, or a function"),
+        (lambda c, n: float("nan"), "returns nan; it must return a finite number"),
+        (lambda c, n: jnp.ones(3), r"returns float32 \[3\]; it must return a finite number"),
+        (lambda c, n: lambda step: None, "returns a function to a NoneType; it must"),
+        (lambda c, n: lambda step: jnp.ones(2), r"returns a function to float32 \[2\]; it must"),
+        (
+            lambda c, n: lambda step: 0.1 if step < 5 else 0.01,
+            r"\(step\) fails: TracerBoolConversionError: Attempted boolean conversion",
+        ),
+        (lambda c: 0.1, r"\(config, num_steps\) fails: too many positional arguments"),
+    ],
+)
+def test_a_registered_schedule_is_checked(make, message, monkeypatch):
+    monkeypatch.setitem(SCHEDULES, "mine", make)
+    with pytest.raises(ConfigError, match=message) as error:
+        prepare(small_config(schedule="mine"), model=Tiny())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "rate",
+    [
+        1,
+        np.float64(0.1),
+        jnp.float32(0.1),
+        lambda step: 0.1,
+        lambda step: jnp.bfloat16(0.1),
+        optax.cosine_decay_schedule(0.1, 16),
+        optax.piecewise_constant_schedule(0.1, {8: 0.1}),
+    ],
+)
+def test_a_schedule_may_return_any_number(rate):
+    check_learning_rate(rate, "mine")
+
+
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [
+        (lambda key, x: x[:, 2:-2, 2:-2], r"returns float32 \[16, 8, 8, 1\] for images float32"),
+        (lambda key, x: jnp.concatenate([x, x]), r"returns float32 \[32, 12, 12, 1\] for images"),
+        (lambda key, x: (255 * x).astype(jnp.uint8), r"returns uint8 \[16, 12, 12, 1\] for"),
+        (lambda key, x: x.astype(jnp.bfloat16), "returns bfloat16 .* the same shape and dtype"),
+        (lambda key, x: None, "returns a NoneType for images"),
+        (lambda key, x: (x, key), "returns a tuple for images"),
+        (lambda x: x, r"\(key, images\) fails: TypeError"),
+        (lambda key, x: x.shuffle(key), "fails: AttributeError"),
+        (lambda key, x: x[:8].repeat(2, 0), r"\[8, 12, 12, 1\] for images float32 \[4, 12"),
+        (lambda key, x: x / jnp.zeros_like(x), "returns nan to nan for the first images"),
+        (lambda key, x: 255 * x, r"returns 0 to \d+ for the first images .* near \[0, 1\]"),
+    ],
+)
+def test_an_augmentation_is_checked(augment, message, monkeypatch):
+    """With the part of each batch that a device has, the smaller last one too."""
+    monkeypatch.setitem(AUGMENTATIONS, "mine", augment)
+    config = small_config(augmentation="mine", image_size=12, num_devices=2, max_train_examples=40)
+    with pytest.raises(ConfigError, match=rf"AUGMENTATIONS\['mine'\].*{message}") as error:
+        prepare(config, model=Tiny())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        lambda key, x: x[:, ::-1],
+        lambda key, x: x + jax.random.normal(key, x.shape, x.dtype),  # beyond [0, 1]
+        lambda key, x: (x - 0.286) / 0.353,
+    ],
+)
+def test_augmentations_of_every_kind_fit(augment, monkeypatch):
+    monkeypatch.setitem(AUGMENTATIONS, "mine", augment)
+    prepare(small_config(augmentation="mine", image_size=12), model=Tiny())
 
 
 def test_a_configs_model_must_have_a_logit_for_each_class_of_data_that_are_given():

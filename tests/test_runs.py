@@ -1,9 +1,11 @@
 """Whole runs: what they leave, going on bit for bit, and what they refuse."""
 
+import dataclasses
 import json
 import os
 import shutil
 import struct
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +15,17 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from conftest import CACHED, Tiny, small_config
+from jaxcnn.config import get_default_config, smoke
+from jaxcnn.data.pipeline import batch_sizes
 from jaxcnn.errors import ConfigError, TrainingError
 from jaxcnn.models import VGG, ResNet
-from jaxcnn.train import Metrics, TrainState, train_and_evaluate
+from jaxcnn.train import Metrics, TrainState, loop, train_and_evaluate
+from jaxcnn.train.prepare import prepare
 from jaxcnn.train.programs import Programs
 from jaxcnn.train.record.checkpoint import CheckpointWriter
 from jaxcnn.train.record.logs import TensorBoard
 from jaxcnn.train.record.progress import Progress
+from jaxcnn.train.record.report import MIN_BATCH, describe
 from jaxcnn.train.record.workdir import Workdir
 
 pytestmark = CACHED
@@ -137,6 +143,97 @@ def test_the_best_and_the_last_two_are_kept(tmp_path):
         restored, progress = checkpoints.restore(step, state)
         assert float(restored.params["w"]) == step == progress.epoch
     checkpoints.close()
+
+
+@pytest.mark.slow
+def test_a_run_with_a_merged_batch(tiny_config, tmp_path):
+    tiny_config.update(last_batch="merged", max_train_examples=65, num_epochs=1)
+    assert int(train_tiny(tiny_config, tmp_path).step) == 2
+    first, second = rows(tmp_path, "steps.jsonl")
+    mean = np.average([first["loss"], second["loss"]], weights=[32, 33])
+    assert abs(mean - rows(tmp_path)[0]["train_loss"]) < 1e-6
+    tiny_config.last_batch = "smaller"
+    with pytest.raises(ConfigError, match="last_batch was 'merged' and is 'smaller'"):
+        train_tiny(tiny_config, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def prepared(compile_cache):
+    return prepare(small_config(), model=Tiny())
+
+
+def notes(setup, train=None, **changes):
+    """The notes on a run of other settings and data, of which nothing is compiled."""
+    config = small_config(**changes)
+    setup = dataclasses.replace(setup, config=config, train=train or setup.train)
+    head, *found = describe(setup, Path("run")).split("\nnote: ")
+    assert head.count("\n") == 3
+    return found
+
+
+@pytest.mark.parametrize(
+    ("examples", "changes", "words"),
+    [
+        (33, {}, "the last batch of an epoch has 1 image(s), too few for BatchNorm"),
+        (39, {}, "the last batch of an epoch has 7 image(s), too few for BatchNorm"),
+        (66, {"batch_size": 8}, "the last batch of an epoch has 2 image(s)"),
+        (
+            40,
+            {"batch_size": 4},
+            "batches of 4 are too few for BatchNorm's statistics, which take 8",
+        ),
+        (41, {"batch_size": 4}, "batches of 4 are too few"),
+        (41, {"batch_size": 4, "last_batch": "merged"}, "batches of 4 are too few"),
+        (40, {"batch_size": 1}, "batches of 1 are too few"),
+        (7, {"batch_size": 7}, "batches of 7 are too few"),
+        (40, {}, None),
+        (64, {}, None),
+        (72, {"batch_size": 8}, None),
+        (33, {"last_batch": "merged"}, None),
+        (15, {"batch_size": 8, "last_batch": "merged"}, None),
+    ],
+)
+def test_batches_too_small_for_batch_norm_are_noted(prepared, examples, changes, words):
+    train = prepared.train.first(examples)
+    found = notes(prepared, train, **changes)
+    assert len(found) == bool(words)
+    if words:
+        assert found[0].startswith(words)
+    if words and words.startswith("the last"):
+        assert "--config.last_batch=merged joins it to the batch before it" in found[0]
+    without = prepared.state.replace(batch_stats={})
+    assert notes(dataclasses.replace(prepared, state=without), train, **changes) == []
+
+
+def test_no_run_of_d2l_and_no_smoke_run_has_batches_too_small():
+    assert batch_sizes(60_000, get_default_config().batch_size) == [128, 96]
+    config = smoke(get_default_config(), 28)
+    assert min(batch_sizes(config.max_train_examples, config.batch_size)) >= MIN_BATCH
+
+
+def test_data_whose_results_are_worth_nothing_are_noted(prepared):
+    train = prepared.train
+    one = train._replace(labels=np.full_like(train.labels, 3))
+    assert notes(prepared, one)[0].startswith("all training images are of one class, 'Dress';")
+    assert notes(prepared, one._replace(class_names=("dress",))) == []
+    black = train._replace(images=np.zeros_like(train.images))
+    assert notes(prepared, black) == ["every pixel of the training images is 0"]
+    assert notes(prepared, prepared.test) == [
+        "the test set is the training set, so nothing is measured on other images"
+    ]
+    others = prepared.test._replace(images=255 - prepared.test.images)  # under the same labels
+    assert notes(prepared, others) == notes(prepared) == []
+
+
+def test_a_run_shows_its_notes_before_it_compiles(tiny_config, tmp_path, capsys, monkeypatch):
+    def stop(setup):
+        raise RuntimeError("compiles")
+
+    monkeypatch.setattr(loop, "Programs", stop)
+    tiny_config.max_train_examples = 33
+    with pytest.raises(RuntimeError, match="compiles"):
+        train_tiny(tiny_config, tmp_path)
+    assert "\nnote: the last batch of an epoch has 1 image(s), too" in capsys.readouterr().out
 
 
 def test_other_settings_are_refused_and_nothing_is_overwritten(tiny_config, finished):

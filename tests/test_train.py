@@ -15,7 +15,7 @@ from jaxcnn.config import get_default_config
 from jaxcnn.data import epoch_batches, load_fashion_mnist_sample, preprocess
 from jaxcnn.layers import BatchNorm, Conv, Dense, avg_pool, flatten
 from jaxcnn.models import LeNetModern
-from jaxcnn.train import create_optimizer, create_train_state, eval_step, train_step
+from jaxcnn.train import Metrics, create_optimizer, create_train_state, eval_step, train_step
 from jaxcnn.train.pace import Pace
 from jaxcnn.train.parallel import DataParallel
 from jaxcnn.train.prepare import prepare
@@ -36,9 +36,19 @@ def batch(size=8):
 
 
 @functools.cache
-def compiled(name="", *, devices=1, steps_per_call=1, num_train=100, num_test=50, batch_size=16):
+def compiled(
+    name="",
+    *,
+    devices=1,
+    steps_per_call=1,
+    num_train=100,
+    num_test=50,
+    batch_size=16,
+    last_batch="smaller",
+):
     """The set-up and programs of a model, or a tiny one: six full batches and one of four."""
     config = small_config(
+        last_batch=last_batch,
         model=name or "lenet",
         image_size=12,
         batch_size=batch_size,
@@ -191,6 +201,142 @@ def test_eval_step_ignores_padding():
     assert padded.correct == whole.correct
 
 
+TINY = jax.eval_shape(functools.partial(create_train_state, Tiny(), optax.sgd(0.1), (8, 8, 1)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"images": ((4, 8, 8, 1), "uint8")}, r"images must be floating point .* got uint8 \[4, 8"),
+        ({"images": ((4, 8, 8, 1), "int32")}, "images must be floating point .* got int32"),
+        ({"images": ((4, 8, 8, 1), "bool")}, "images must be floating point .* got bool"),
+        ({"images": ((4, 8, 8, 1), "complex64")}, "images must be floating point .* got complex64"),
+        ({"images": ((1, 8, 8, 1), "float32")}, r"labels must be integers \[1\].* got int32 \[4\]"),
+        ({"labels": ((1,), "int32")}, r"labels must be integers \[4\].* got int32 \[1\]"),
+        ({"labels": ((), "int32")}, r"labels must be integers \[4\].* got int32 \[\]"),
+        ({"labels": ((4, 1), "int32")}, r"got int32 \[4, 1\]"),
+        ({"labels": ((1, 4), "int32")}, r"got int32 \[1, 4\]"),
+        ({"labels": ((4, 10), "int32")}, r"got int32 \[4, 10\]"),
+        ({"labels": ((4, 10), "float32")}, r"got float32 \[4, 10\]"),
+        ({"labels": ((4,), "float32")}, r"got float32 \[4\]"),
+        ({"labels": ((4,), "bool")}, r"got bool \[4\]"),
+        ({"weights": ((), "float32")}, r"losses \[N\].*\[4\], \[4, 10\], \[4\] and \[\]"),
+        ({"weights": ((1,), "float32")}, r"\[4\], \[4, 10\], \[4\] and \[1\]"),
+        ({"weights": ((4, 1), "float32")}, r"\[4\], \[4, 10\], \[4\] and \[4, 1\]"),
+        ({"weights": ((5,), "float32")}, r"\[4\], \[4, 10\], \[4\] and \[5\]"),
+    ],
+)
+def test_batches_that_promotion_or_broadcasting_would_accept_are_refused(changes, words):
+    """While the step is traced, so at no cost."""
+    given = {
+        "images": ((4, 8, 8, 1), "float32"),
+        "labels": ((4,), "int32"),
+        "weights": ((4,), "float32"),
+    } | changes
+    images, labels, weights = (jax.ShapeDtypeStruct(*given[name]) for name in given)
+    model, optimizer = Tiny(), optax.sgd(0.1)
+    with pytest.raises(ValueError, match=words):
+        jax.eval_shape(functools.partial(eval_step, model=model), TINY, images, labels, weights)
+    if "weights" not in changes:
+        step = functools.partial(train_step, model=model, optimizer=optimizer)
+        with pytest.raises(ValueError, match=words) as error:
+            jax.eval_shape(step, TINY, images, labels)
+        assert "\n" not in str(error.value)
+
+
+def test_lists_and_batches_of_nothing_are_refused_in_training():
+    step = functools.partial(train_step, model=Tiny(), optimizer=optax.sgd(0.1))
+    images, labels = jnp.zeros((4, 8, 8, 1)), jnp.zeros(4, jnp.int32)
+    with pytest.raises(ValueError, match="labels must be an array, got a list"):
+        jax.eval_shape(step, TINY, images, [0, 1, 2, 3])
+    with pytest.raises(ValueError, match="images must be an array, got a list"):
+        jax.eval_shape(step, TINY, [images], labels)
+    with pytest.raises(ValueError, match="at least one image"):
+        jax.eval_shape(step, TINY, images[:0], labels[:0])
+    none = jnp.zeros(0)  # in evaluation they count as none
+    metrics = eval_step(
+        create_train_state(Brightness(), optax.sgd(0.1), (8, 8, 1)),
+        images[:0],
+        labels[:0],
+        none,
+        model=Brightness(),
+    )
+    assert metrics.total() == Metrics(0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int8", "uint8", "uint16"])
+def test_a_label_that_is_no_class_makes_the_loss_nan(dtype):
+    """Also a negative one, which as an index would count from the end."""
+    state = create_train_state(Brightness(), optax.sgd(0.1), (8, 8, 1))
+    images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
+    step = jax.jit(functools.partial(eval_step, model=Brightness()))
+
+    def evaluate(labels, dtype):
+        with jax.numpy_dtype_promotion("standard"):  # as users have it
+            return step(state, images, jnp.array(labels, dtype), jnp.ones(2))
+
+    assert evaluate([9, 0], dtype).total() == evaluate([9, 0], "int32").total()
+    for wrong in (10, 99, -1, -10, -11):
+        if jnp.iinfo(dtype).min <= wrong:
+            assert jnp.isnan(evaluate([wrong, 0], dtype).loss_sum)
+
+
+def test_padding_may_hold_anything():
+    state = create_train_state(Brightness(), optax.sgd(0.1), (8, 8, 1))
+    images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
+    step = jax.jit(functools.partial(eval_step, model=Brightness()))
+    expected = step(state, images, jnp.array([3, 0]), jnp.ones(2)).total()
+    padded = jnp.concatenate([images, jnp.full_like(images, jnp.nan)])
+    for weights in (jnp.array([1.0, 1, 0, 0]), jnp.array([True, True, False, False])):
+        total = step(state, padded, jnp.array([3, 0, -1, 99]), weights).total()
+        assert total == expected
+
+
+@pytest.mark.parametrize(
+    ("shapes", "given"),
+    [
+        (((4,), (4, 10), (1,), (4,)), r"\[4\], \[4, 10\], \[1\] and \[4\]"),
+        (((4,), (1, 10), (4,), (4,)), r"\[4\], \[1, 10\], \[4\] and \[4\]"),
+        (((4,), (10,), (4,), (4,)), r"\[4\], \[10\], \[4\] and \[4\]"),
+        (((), (4, 10), (4,), (4,)), r"\[\], \[4, 10\], \[4\] and \[4\]"),
+        (((4, 1), (4, 1, 10), (4, 1), (4, 1)), r"\[4, 1\], \[4, 1, 10\]"),
+    ],
+)
+def test_metrics_of_different_lengths_are_refused(shapes, given):
+    losses, logits, labels, weights = map(jnp.zeros, shapes)
+    with pytest.raises(ValueError, match=rf"weights \[N\], got {given}"):
+        Metrics.from_batch(losses, logits, labels.astype(int), weights)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((1, 28, 28, 1), r"\(H, W, C\) of one image, .* got \[1, 28, 28, 1\]"),
+        ((28, 28), r"got \[28, 28\]"),
+        ((28, 28, 0), r"each at least 1, .* got \[28, 28, 0\]"),
+        ((3, 32, 32), r"channels last, got \[3, 32, 32\]"),
+        ((1, 28, 28), r"channels last, got \[1, 28, 28\]"),
+        (28, "got int"),
+        (np.zeros((3, 28, 28, 1)), "got ndarray"),
+        ((28.0, 28, 1), "each of image_shape must be an integer, got 28.0"),
+    ],
+)
+def test_a_state_is_made_for_one_image_channels_last(shape, words):
+    with pytest.raises(ValueError, match=words) as error:
+        create_train_state(Tiny(), optax.sgd(0.1), shape)
+    assert "\n" not in str(error.value)
+
+
+def test_a_state_is_made_with_what_optax_has():
+    for optimizer in ("sgd", optax.sgd):
+        with pytest.raises(ValueError, match=r"an Optax transformation, as optax.sgd\(0.1\), got"):
+            create_train_state(Tiny(), optimizer, (28, 28, 1))
+    accumulating = optax.MultiSteps(optax.sgd(0.1), 2)
+    for shape in ([8, 8, 1], np.array([8, 8, 1]), (1, 9, 3), (3, 3, 5)):
+        make = functools.partial(create_train_state, Tiny(), accumulating, shape)
+        assert jax.eval_shape(make).opt_state.mini_step.shape == ()
+
+
 class Normalized(nn.Module):
     axis_name: str | None = None
 
@@ -251,20 +397,43 @@ def test_evaluation_yields_running_totals_of_any_number_of_batches(count):
     assert totals[-1].loss_sum == pytest.approx(expected[-1].loss_sum, rel=1e-6)
 
 
-def test_an_epoch_can_be_entered_anywhere():
-    setup, programs = compiled()
-    whole, rows = run(setup, programs, start(setup), 0, 7)
-    for entry in (1, 6):  # 6 is the smaller last batch
+@pytest.mark.parametrize(("last_batch", "steps"), [("smaller", 7), ("merged", 6)])
+def test_an_epoch_can_be_entered_anywhere(last_batch, steps):
+    setup, programs = compiled(last_batch=last_batch)
+    whole, rows = run(setup, programs, start(setup), 0, steps)
+    for entry in (1, steps - 1):  # where the batch of another size is next
         state, before = run(setup, programs, start(setup), 0, entry)
-        state, after = run(setup, programs, state, entry, 7)
+        state, after = run(setup, programs, state, entry, steps)
         assert before + after == rows
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(whole))
 
 
-def test_an_epoch_trains_on_each_example_once_with_the_last_smaller_batch():
-    setup, programs = compiled()
-    _, rows = run(setup, programs, start(setup), 0, 7)
-    assert [row.count for row in rows] == [16, 16, 16, 16, 16, 16, 4]
+@pytest.mark.parametrize(
+    ("last_batch", "sizes"),
+    [("smaller", [16, 16, 16, 16, 16, 16, 4]), ("merged", [16, 16, 16, 16, 16, 20])],
+)
+def test_an_epoch_trains_on_each_example_once(last_batch, sizes):
+    setup, programs = compiled(last_batch=last_batch)
+    assert setup.steps_per_epoch == len(sizes)
+    _, rows = run(setup, programs, start(setup), 0, len(sizes))
+    assert [row.count for row in rows] == sizes
+
+
+@pytest.mark.slow
+def test_a_merged_batch_is_shared_by_devices_and_may_be_the_only_one():
+    """Its loss is the mean over the examples of both; two epochs of one step each."""
+    config = small_config(
+        batch_size=16, max_train_examples=28, num_devices=2, last_batch="merged", momentum=0.0
+    )
+    setup = prepare(config, model=Brightness())
+    assert (setup.full_batches, setup.steps_per_epoch) == (0, 1)
+    logits = Brightness().apply(
+        jax.device_get(setup.state).variables, preprocess(TRAIN.images[:28])
+    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, TRAIN.labels[:28])
+    _, rows = run(setup, Programs(setup), setup.state, 0, 2)
+    assert [row.count for row in rows] == [28, 28]
+    np.testing.assert_allclose(losses_of(rows), [float(losses.mean())] * 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from jaxcnn.data.pipeline import AUGMENTATIONS, epoch_batches, preprocess
 from jaxcnn.data.sample import load_fashion_mnist_sample
 from jaxcnn.data.spec import IdxSpec
 from jaxcnn.errors import did_you_mean
+from jaxcnn.registry import call_entry
 
 __all__ = [
     "AUGMENTATIONS",
@@ -26,7 +27,8 @@ __all__ = [
 ]
 
 # What `config.dataset` may be. Each function takes (split, data_dir, data_source) and returns a
-# Dataset. Add a data set here: of MNIST's format, `functools.partial(load_idx_dataset, SPEC)`.
+# Dataset, or any object that `check_dataset` accepts. Add a data set here: of MNIST's format,
+# `functools.partial(load_idx_dataset, SPEC)`.
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "fashion_mnist": load_fashion_mnist,
     "fashion_mnist_sample": load_fashion_mnist_sample,
@@ -52,6 +54,8 @@ def load_dataset(
 
     Raises:
         ValueError: if the name is not registered or the split does not exist.
+        ConfigError: if the function does not take these arguments, or `check_dataset` does not
+            accept what it returns.
         DataError: if the data cannot be found or downloaded, or are damaged.
 
     >>> load_dataset("fashion_mnist_sample", "test").images.shape
@@ -60,4 +64,7 @@ def load_dataset(
     if name not in DATASETS:
         hint = did_you_mean(name, DATASETS)
         raise ValueError(f"unknown data set {name!r}{hint}; registered: {', '.join(DATASETS)}")
-    return DATASETS[name](split, data_dir, data_source)
+    entry = f"jaxcnn.data.DATASETS[{name!r}]"
+    arguments = f"{entry}(split, data_dir, data_source)"
+    dataset = call_entry(DATASETS[name], arguments, split, data_dir, data_source)
+    return check_dataset(dataset, f"{entry}({split!r})")

@@ -1,6 +1,7 @@
 """A data set in memory: what every loader returns, and what training accepts."""
 
 import hashlib
+import reprlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -65,8 +66,10 @@ def check_dataset(dataset: Any, name: str) -> Dataset:
     attributes:
 
     - `images`: an array (NumPy, JAX or any that NumPy can read), uint8 [N, H, W, C], not empty.
+      Pixels are from 0 to 255: images of 0 and 1 alone are refused, since somebody forgot to
+      multiply them, and so are square images in PyTorch's order [N, C, H, W].
     - `labels`: an array of integers [N], from 0 to len(class_names) - 1.
-    - `class_names`: a sequence of str, not empty.
+    - `class_names`: a sequence of str, not empty. Names may occur twice, as two of ImageNet's do.
 
     Args:
         dataset: the object.
@@ -97,19 +100,57 @@ def check_dataset(dataset: Any, name: str) -> Dataset:
 
 def _check_images(images: Any, name: str) -> np.ndarray:
     array = _as_array(images, name)
+    given = f"{name} is {array.dtype} {list(array.shape)}"
     if array.dtype != np.uint8 or array.ndim != 4 or array.size == 0:
         raise ConfigError(
-            f"{name} is {array.dtype} {list(array.shape)}; it must be uint8 [N, H, W, C], "
-            "each of them at least 1"
+            f"{given}; it must be uint8 [N, H, W, C], each of them at least 1{_image_advice(array)}"
+        )
+    if is_channels_first(array.shape[1:]):
+        raise ConfigError(
+            f"{given}, which looks like [N, C, H, W]; it must be [N, H, W, C]: "
+            "images.transpose(0, 2, 3, 1)"
+        )
+    if array.max() == 1:
+        raise ConfigError(
+            f"{given} of 0 and 1 alone; pixels must be from 0 to 255: multiply images in [0, 1] by "
+            "255 before they become uint8"
         )
     return array
 
 
+def _image_advice(images: np.ndarray) -> str:
+    """Return how to make what is accepted of these, or '' where that is not plain."""
+    if images.dtype == np.uint8:
+        return "; gray images take images[..., None]" if images.ndim == 3 else ""
+    if images.dtype.kind not in "biuf" or not images.size:
+        return ""
+    low, high = images.min(), images.max()
+    if not 0 <= low <= high <= 255:  # false for nan as well
+        return ""
+    pixels = "(255 * images)" if high <= 1 else "images"
+    return f"; these are {low:g} to {high:g}, so take {pixels}.round().astype('uint8')"
+
+
+def is_channels_first(image_shape: Sequence[int]) -> bool:
+    """Return whether a shape is that of a square image in PyTorch's order, [C, H, W].
+
+    Taken as [H, W, C], it would have as many channels as columns, and 1, 3 or 4 rows.
+
+    >>> is_channels_first((3, 32, 32)), is_channels_first((32, 32, 3)), is_channels_first((4, 4, 4))
+    (True, False, False)
+    """
+    first, second, third = image_shape
+    return first in (1, 3, 4) and second == third > 4
+
+
 def _check_class_names(class_names: Any, name: str) -> tuple[str, ...]:
+    if isinstance(class_names, np.ndarray):
+        class_names = class_names.tolist()
     is_sequence = isinstance(class_names, Sequence) and not isinstance(class_names, str)
     if not (is_sequence and class_names and all(isinstance(each, str) for each in class_names)):
         raise ConfigError(
-            f"{name} is {class_names!r}; it must be a sequence of str, one for each class"
+            f"{name} is {reprlib.repr(class_names)}; it must be a sequence of str, one for each "
+            "class"
         )
     return tuple(class_names)
 
@@ -119,15 +160,28 @@ def _check_labels(labels: Any, name: str, num_examples: int, num_classes: int) -
     if array.dtype.kind not in "iu" or array.shape != (num_examples,):
         raise ConfigError(
             f"{name} is {array.dtype} {list(array.shape)}; it must be integers [{num_examples}], "
-            "one for each image"
+            f"one for each image{_label_advice(array, num_examples)}"
         )
     wrong = array[(array < 0) | (array >= num_classes)]
     if wrong.size:
         raise ConfigError(
             f"{name} holds {wrong[0]}; with {num_classes} class_names, labels must be from 0 to "
-            f"{num_classes - 1}"
+            f"{num_classes - 1}{_range_advice(array, num_classes)}"
         )
     return array.astype(np.int32, copy=False)
+
+
+def _label_advice(labels: np.ndarray, num_examples: int) -> str:
+    if labels.shape == (num_examples, 1):
+        return "; take labels[:, 0]"
+    if labels.ndim == 2 and len(labels) == num_examples:
+        return "; of one-hot rows take labels.argmax(axis=1)"
+    return ""
+
+
+def _range_advice(labels: np.ndarray, num_classes: int) -> str:
+    counts_from_one = labels.min() == 1 and labels.max() == num_classes
+    return ": subtract 1" if counts_from_one else ""
 
 
 def _as_array(value: Any, name: str) -> np.ndarray:

@@ -31,14 +31,27 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vgg11": VGG11,
     "resnet18": ResNet18,
 }
+_OWN = dict(MODELS)
+
+
+def is_own_model(name: str) -> bool:
+    """Return whether an entry of `MODELS` is jaxcnn's own, rather than added or replaced.
+
+    Training checks the others, which takes a second of a network like ResNet18.
+
+    >>> is_own_model("lenet")
+    True
+    """
+    return name in _OWN and MODELS.get(name) is _OWN[name]
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:
     """Build a registered model.
 
-    Every model maps images [N, H, W, C] in floating point to logits [N, num_classes] and is
-    called as `model.apply(variables, images, train=True, mutable=['batch_stats'],
-    rngs={'dropout': key})`; with `train=False` no mutable collection and no key are needed.
+    Every model maps images [N, H, W, C], floating point in [0, 1] as `jaxcnn.data.preprocess`
+    returns them, to logits [N, num_classes]; integers are refused. It is called as
+    `model.apply(variables, images, train=True, mutable=['batch_stats'], rngs={'dropout': key})`;
+    with `train=False` no mutable collection and no key are needed.
 
     Args:
         name: a key of `MODELS`.

@@ -50,13 +50,24 @@ class Metrics(struct.PyTreeNode):
         Args:
             losses: floating point [N], the cross-entropy of each example.
             logits: floating point [N, num_classes].
-            labels: int [N].
-            weights: floating point [N], 1 for an example and 0 for padding.
+            labels: integers [N].
+            weights: [N], 1 for an example and 0 for padding, whose loss may be anything.
 
         Returns:
             Scalars of the losses' dtype.
+
+        Raises:
+            ValueError: if the lengths differ.
         """
+        shapes = [losses.shape, logits.shape[:-1], labels.shape, weights.shape]
+        if len(set(shapes)) > 1 or len(losses.shape) != 1:
+            raise ValueError(
+                "metrics take losses [N], logits [N, K], labels [N] and weights [N], got "
+                f"{list(losses.shape)}, {list(logits.shape)}, {list(labels.shape)} and "
+                f"{list(weights.shape)}"
+            )
         weights = weights.astype(losses.dtype)
+        losses = jnp.where(weights == 0, 0, losses)
         hits = (jnp.argmax(logits, axis=-1) == labels).astype(losses.dtype)
         return cls(
             loss_sum=(losses * weights).sum(),

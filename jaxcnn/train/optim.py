@@ -6,6 +6,10 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxcnn.config import check_choice
+from jaxcnn.errors import ConfigError
+from jaxcnn.registry import call_entry
+from jaxcnn.train.protocol import check_learning_rate
+from jaxcnn.train.state import is_optimizer
 
 Schedule = float | Callable[..., float]  # a rate, or an Optax schedule: step -> rate
 
@@ -58,11 +62,24 @@ def create_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransf
         config: see `jaxcnn.get_default_config`.
         num_steps: optimizer steps of the whole run, for schedules that depend on it.
 
+    Raises:
+        ConfigError: if an entry of the tables does not take its arguments, or returns something
+            else.
+
     >>> from jaxcnn.config import get_default_config
     >>> optimizer = create_optimizer(get_default_config(), num_steps=4690)
     >>> updates, _ = optimizer.update(2.0, optimizer.init(1.0), 1.0)
     >>> float(updates)
     -0.2
     """
-    learning_rate = SCHEDULES[config.schedule](config, num_steps)
-    return OPTIMIZERS[config.optimizer](config, learning_rate)
+    call = f"jaxcnn.train.SCHEDULES[{config.schedule!r}](config, num_steps)"
+    learning_rate = call_entry(SCHEDULES[config.schedule], call, config, num_steps)
+    check_learning_rate(learning_rate, call)
+    call = f"jaxcnn.train.OPTIMIZERS[{config.optimizer!r}](config, learning_rate)"
+    optimizer = call_entry(OPTIMIZERS[config.optimizer], call, config, learning_rate)
+    if not is_optimizer(optimizer):
+        raise ConfigError(
+            f"{call} returns a {type(optimizer).__name__}; it must return an "
+            "optax.GradientTransformation, as optax.sgd(learning_rate)"
+        )
+    return optimizer

@@ -14,7 +14,7 @@ class Pace:
 
     Args:
         full_batches: of an epoch.
-        steps_per_epoch: `full_batches`, or one more if the last batch is smaller.
+        steps_per_epoch: `full_batches`, or one more if the last batch is of another size.
         max_steps: that one call can take.
         adapts: whether a call also ends after about `_CALL_SECONDS`.
         checkpoint_every: steps between checkpoints within an epoch; 0 for none.

@@ -5,17 +5,27 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxcnn.config import DTYPES, check_batches, check_values, validate_config
-from jaxcnn.data import Dataset, check_dataset, load_dataset
+from jaxcnn.data import Dataset, check_dataset, load_dataset, preprocess
+from jaxcnn.data.pipeline import batch_sizes, epoch_sizes
 from jaxcnn.errors import ConfigError
-from jaxcnn.models import create_model
+from jaxcnn.keys import Purpose, derive_key
+from jaxcnn.models import MODELS, is_own_model
+from jaxcnn.registry import call_entry
 from jaxcnn.train.optim import check_names, create_optimizer
 from jaxcnn.train.parallel import DataParallel
-from jaxcnn.train.protocol import check_model, check_optimizer, set_axis_name
+from jaxcnn.train.protocol import (
+    check_augmentation,
+    check_augmented_range,
+    check_model,
+    check_optimizer,
+    set_axis_name,
+)
 from jaxcnn.train.state import TrainState, create_train_state
 
 
@@ -47,11 +57,11 @@ class Setup:
     @property
     def full_batches(self) -> int:
         """Steps of an epoch that have a full batch."""
-        return len(self.train.labels) // self.config.batch_size
+        return _epoch_sizes(self.config, self.train)[0]
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of an epoch, with the smaller last batch if there is one."""
+        """Steps of an epoch, with the last batch of another size if there is one."""
         return _steps_per_epoch(self.config, self.train)
 
     @property
@@ -108,13 +118,16 @@ def prepare(
     settings = _settings(config, model, optimizer, train, test)
     train, test = _load_data(config, train, test)
     parallel = DataParallel(config.num_devices)
-    check_batches(config.batch_size, len(train.labels), len(parallel.devices))
+    num_devices = len(parallel.devices)
+    check_batches(config.batch_size, len(train.labels), num_devices, config.last_batch)
     image_shape = (config.image_size, config.image_size, train.images.shape[3])
     num_classes, dtype = len(train.class_names), DTYPES[config.dtype]
+    needs_check = model is not None or not is_own_model(config.model)
     if model is None:
         model = _create_model(config, num_classes, settings["dataset"])
-    else:
-        check_model(model, image_shape, num_classes, len(parallel.devices), dtype)
+    if needs_check:
+        check_model(model, image_shape, num_classes, num_devices, dtype)
+    _check_augmentation(config, train, image_shape, num_devices)
     model = set_axis_name(model, parallel.axis_name)
     create_state = partial(
         create_train_state, model, image_shape=image_shape, seed=config.seed, dtype=dtype
@@ -122,8 +135,7 @@ def prepare(
     if optimizer is None:
         num_steps = config.num_epochs * _steps_per_epoch(config, train)
         optimizer = create_optimizer(config, num_steps)
-    else:
-        check_optimizer(optimizer, jax.eval_shape(partial(create_state, optax.identity())).params)
+    check_optimizer(optimizer, jax.eval_shape(partial(create_state, optax.identity())).params)
     state = parallel.replicate(parallel.compile_and_run(partial(create_state, optimizer)))
     return Setup(config, parallel, train, test, model, optimizer, state, settings)
 
@@ -174,13 +186,35 @@ def _create_model(config: ConfigDict, num_classes: int, dataset: str) -> nn.Modu
             f"config.num_classes is {config.num_classes}, but {dataset} has {num_classes} classes; "
             "give at least that many"
         )
-    return create_model(
-        config.model,
+    return call_entry(
+        MODELS[config.model],
+        f"jaxcnn.MODELS[{config.model!r}](num_classes=..., dtype=..., implementation=...)",
         num_classes=config.num_classes,
         dtype=DTYPES[config.dtype],
         implementation=config.implementation or None,
     )
 
 
+def _check_augmentation(
+    config: ConfigDict, train: Dataset, image_shape: tuple[int, int, int], num_devices: int
+) -> None:
+    """Check what the augmentation makes of each size of batch, and of the first images."""
+    name, dtype = config.augmentation, DTYPES[config.dtype]
+    if name == "none":
+        return
+    sizes = batch_sizes(len(train.labels), config.batch_size, config.last_batch)
+    shapes = [(size // num_devices, *image_shape) for size in sizes]
+    for shape in shapes:
+        check_augmentation(name, jax.ShapeDtypeStruct(shape, dtype))
+    images = jnp.asarray(train.images[: shapes[0][0]])
+    key = derive_key(config.seed, Purpose.AUGMENT)
+    check_augmented_range(name, key, preprocess(images, config.image_size, dtype))
+
+
+def _epoch_sizes(config: ConfigDict, train: Dataset) -> tuple[int, int]:
+    return epoch_sizes(len(train.labels), config.batch_size, config.last_batch)
+
+
 def _steps_per_epoch(config: ConfigDict, train: Dataset) -> int:
-    return -(-len(train.labels) // config.batch_size)
+    full_batches, last = _epoch_sizes(config, train)
+    return full_batches + bool(last)

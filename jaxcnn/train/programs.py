@@ -65,10 +65,13 @@ class Programs:
         self._counts = parallel.replicate(
             tuple(jnp.asarray(n, jnp.int32) for n in range(self.max_steps + 1))
         )
-        self._permute = jax.jit(epoch_batches, static_argnums=(2, 3))
+        self._permute = jax.jit(epoch_batches, static_argnums=(2, 3, 4))
         start = time.perf_counter()
         self._epoch, self._train_batches = 0, self._shard_epoch(0)
-        self._train_programs = [self._compile_train(batches) for batches in self._train_batches]
+        self._train_programs = {
+            is_last: self._compile_train(batches)
+            for is_last, batches in self._train_batches.items()
+        }
         self._eval_program = self._compile_evaluate()
         self.compile_seconds = time.perf_counter() - start
 
@@ -79,7 +82,7 @@ class Programs:
             state: after `step` steps of the run, as its own step count says; it is donated.
             step: steps of the whole run so far.
             count: steps to take, from 1 to `max_steps`, none beyond the epoch's full batches; a
-                smaller last batch is a call of its own.
+                last batch of another size is a call of its own.
 
         Returns:
             The new state, and metrics with one entry per step, followed by entries of no examples.
@@ -116,7 +119,7 @@ class Programs:
             yield total
 
     def _compile_train(self, batches: jax.Array) -> Callable:
-        """Compile training on the full batches, or on the smaller last one."""
+        """Compile training on the full batches, or on a last one of another size."""
         args = (self._setup.state, self._counts[1], self._train_data, batches)
         return self._setup.parallel.compile(self._train_program, *args, donate=(0,))
 
@@ -124,12 +127,21 @@ class Programs:
         args = (self._setup.state, *self._eval_start, self._counts[1], self._test_data)
         return self._setup.parallel.compile(self._evaluate_program, *args, self._test_batches)
 
-    def _shard_epoch(self, epoch: int) -> list[jax.Array]:
-        """Return an epoch's indices on the devices: the full batches, then a smaller last one."""
+    def _shard_epoch(self, epoch: int) -> dict[bool, jax.Array]:
+        """Return an epoch's indices on the devices: the full batches, and a last one that is not.
+
+        The key tells which: whether it is the last. What is empty is left out.
+        """
         config = self._setup.config
         num_examples = len(self._setup.train.labels)
-        parts = self._permute(config.seed, epoch, num_examples, config.batch_size)
-        return [self._setup.parallel.shard(np.asarray(part)) for part in parts if part.size]
+        full, last = self._permute(
+            config.seed, epoch, num_examples, config.batch_size, config.last_batch
+        )
+        return {
+            is_last: self._setup.parallel.shard(np.asarray(batches))
+            for is_last, batches in ((False, full), (True, last))
+            if batches.size
+        }
 
     def _train_program(
         self, state: TrainState, count: jax.Array, data: DeviceData, batches: jax.Array
@@ -151,7 +163,7 @@ class Programs:
     ) -> tuple[TrainState, Metrics]:
         """Take the step whose batch is next, by the step count in the state."""
         setup = self._setup
-        # A smaller last batch is row 0 of an array of its own.
+        # A last batch of another size is row 0 of an array of its own.
         position = jnp.minimum(state.step % setup.steps_per_epoch, batches.shape[0] - 1)
         images, labels = self._batch(data, batches[position])
         return train_step(

@@ -5,18 +5,22 @@ before anything is compiled. `jaxcnn.data.check_dataset` is the same for data.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from jaxcnn.data import AUGMENTATIONS
 from jaxcnn.errors import ConfigError, first_line
-from jaxcnn.train.state import TrainState, create_train_state
+from jaxcnn.train.state import TrainState, create_train_state, is_optimizer
 from jaxcnn.train.trees import first_difference, shapes_by_name
 
 _BATCH = 2  # images that a model is traced with
@@ -155,7 +159,7 @@ def check_optimizer(optimizer: optax.GradientTransformation, params: Any) -> Non
     >>> check_optimizer(optax.sgd(0.1, momentum=0.9), {"bias": jnp.zeros(3)})
     """
     name = f"optimizer {type(optimizer).__name__}"
-    if not isinstance(optimizer, optax.GradientTransformation):
+    if not is_optimizer(optimizer):
         raise ConfigError(f"{name} is no optax.GradientTransformation; give one, as optax.sgd(0.1)")
 
     def update(params, state):
@@ -166,6 +170,89 @@ def check_optimizer(optimizer: optax.GradientTransformation, params: Any) -> Non
     new_params, new_state = _trace(f"{name}: update(grads, state, params)", update, params, state)
     _check_kept(f"{name} changes the parameter", params, new_params)
     _check_kept(f"{name} changes its state", state, new_state)
+
+
+def check_augmentation(name: str, images: jax.ShapeDtypeStruct) -> None:
+    """Check that an entry of `jaxcnn.data.AUGMENTATIONS` keeps the shape and dtype of its images.
+
+    Args:
+        name: of the entry.
+        images: shape and dtype of a batch, or of the part of it that one device has.
+
+    Raises:
+        ConfigError: one line that says what does not hold.
+
+    >>> check_augmentation("none", jax.ShapeDtypeStruct((2, 28, 28, 1), jnp.float32))
+    """
+    call = f"jaxcnn.data.AUGMENTATIONS[{name!r}](key, images)"
+    augmented = _trace(call, AUGMENTATIONS[name], jax.random.key(0), images)
+    if _describe(augmented) != _describe(images):
+        raise ConfigError(
+            f"{call} returns {_describe(augmented)} for images {_describe(images)}; it must return "
+            "images of the same shape and dtype"
+        )
+
+
+def check_augmented_range(name: str, key: jax.Array, images: jax.Array) -> None:
+    """Check that an augmentation leaves images near [0, 1], in which evaluation sees them.
+
+    Args:
+        name: of the entry.
+        key: to augment with.
+        images: floating point [N, H, W, C], in [0, 1].
+
+    Raises:
+        ConfigError: if a number is NaN or beyond 10.
+    """
+    augmented = jax.jit(AUGMENTATIONS[name])(key, images)
+    low, high = float(augmented.min()), float(augmented.max())
+    if not -10 <= low <= high <= 10:  # true for nan as well
+        raise ConfigError(
+            f"jaxcnn.data.AUGMENTATIONS[{name!r}] returns {low:g} to {high:g} for the first images "
+            "of the training set; it must leave them near [0, 1]"
+        )
+
+
+def check_learning_rate(rate: Any, call: str) -> None:
+    """Check that what a schedule returns is a finite number, or a function of the step to one.
+
+    Args:
+        rate: what it returned.
+        call: of the schedule, for messages.
+
+    Raises:
+        ConfigError: one line that says what it is instead.
+
+    >>> check_learning_rate(0.1, "constant(config, num_steps)")
+    >>> check_learning_rate(lambda step: jnp.where(step < 9, 0.1, 0.01), "two(config, num_steps)")
+    """
+    if callable(rate):
+        found = _trace(f"{call}(step)", rate, jax.ShapeDtypeStruct((), jnp.int32))
+        is_rate, what = _is_real_number(found), f"a function to {_describe(found)}"
+    else:
+        is_rate, what = _is_real_number(rate) and math.isfinite(rate), _describe(rate)
+    if not is_rate:
+        raise ConfigError(
+            f"{call} returns {what}; it must return a finite number, or a function from the step "
+            "to one"
+        )
+
+
+def _is_real_number(value: Any) -> bool:
+    """Return whether a value is a real number, or an array of one or its shape."""
+    if isinstance(value, Real):
+        return True
+    is_number = getattr(value, "shape", None) == () and jnp.issubdtype(value.dtype, np.number)
+    return is_number and not jnp.issubdtype(value.dtype, np.complexfloating)
+
+
+def _describe(value: Any) -> str:
+    """Return a number itself, an array's dtype and shape, and the type of anything else."""
+    if isinstance(value, Real):
+        return f"{value}"
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype} {list(value.shape)}"
+    return f"a {type(value).__name__}"
 
 
 def _trace(call: str, function: Callable, *args: Any) -> Any:

@@ -4,12 +4,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
 from jax.typing import DTypeLike
 
+from jaxcnn.data.dataset import is_channels_first
 from jaxcnn.keys import Purpose, derive_key
+from jaxcnn.ops.sizes import as_integer
 
 
 class TrainState(struct.PyTreeNode):
@@ -50,11 +53,16 @@ def create_train_state(
         dtype: of the parameters and running averages; one less precise than float32 counts as
             float32.
 
+    Raises:
+        ValueError: if the optimizer has no init and update, as `optax.sgd` without its rate, or
+            the shape is not that of one image, channels last.
+
     >>> from jaxcnn.models import LeNet
     >>> state = create_train_state(LeNet(), optax.sgd(0.1), (28, 28, 1))
     >>> int(state.step), state.params["conv1"]["kernel"].shape
     (0, (5, 5, 1, 6))
     """
+    _check_arguments(optimizer, image_shape)
 
     def init() -> TrainState:
         key = derive_key(seed, Purpose.INIT)
@@ -72,3 +80,26 @@ def create_train_state(
         )
 
     return jax.jit(init)()
+
+
+def is_optimizer(value: Any) -> bool:
+    """Return whether a value has what an Optax transformation has, as `optax.MultiSteps` does too.
+
+    >>> is_optimizer(optax.sgd(0.1)), is_optimizer(optax.sgd)
+    (True, False)
+    """
+    return callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))
+
+
+def _check_arguments(optimizer: Any, image_shape: Any) -> None:
+    if not is_optimizer(optimizer):
+        raise ValueError(
+            f"optimizer must be an Optax transformation, as optax.sgd(0.1), got {optimizer!r}"
+        )
+    sizes = list(image_shape) if np.ndim(image_shape) == 1 else []
+    sizes = [as_integer(size, "each of image_shape") for size in sizes]
+    if len(sizes) != 3 or min(sizes) < 1 or is_channels_first(sizes):
+        raise ValueError(
+            "image_shape must be (H, W, C) of one image, each at least 1, channels last, got "
+            f"{sizes or type(image_shape).__name__}"
+        )

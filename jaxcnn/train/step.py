@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax import lax
 
 from jaxcnn.keys import Purpose, derive_key
+from jaxcnn.ops.sharding import vary_over
 from jaxcnn.train.metrics import Metrics
 from jaxcnn.train.state import TrainState
 
@@ -31,8 +32,9 @@ def train_step(
 
     Args:
         state: before the step.
-        images: floating point [N, H, W, C].
-        labels: int [N].
+        images: floating point [N, H, W, C], as `jaxcnn.data.preprocess` returns them; N at least 1.
+        labels: integers [N], from 0 to the number of logits less 1. Shapes and dtypes are checked,
+            values cannot be while compiled: a label out of range makes the loss NaN.
         model: maps images to logits; built with the same `axis_name`.
         optimizer: the one that the state was created with.
         seed: of dropout, whose masks depend on (seed, step).
@@ -42,6 +44,10 @@ def train_step(
     Returns:
         The state after the step and this batch's metrics (those of all devices), computed before
         the update.
+
+    Raises:
+        ValueError: if images or labels are of another dtype, there are no images, or there is not
+            one label for each; or if the model would average its batch statistics over other axes.
 
     >>> from functools import partial
     >>> from jaxcnn.models import LeNet
@@ -53,6 +59,14 @@ def train_step(
     >>> int(state.step), int(metrics.count)
     (1, 4)
     """
+    _check_batch(images, labels)
+    if images.shape[0] == 0:
+        raise ValueError("train_step takes at least one image, got none: there is no mean loss")
+    if state.batch_stats and getattr(model, "axis_name", axis_name) != axis_name:
+        raise ValueError(
+            f"train_step has axis_name={axis_name!r} and the model {model.axis_name!r}; give both "
+            "the same, over which BatchNorm averages its statistics"
+        )
     key = derive_key(seed, Purpose.DROPOUT, state.step, axis_name)
 
     def loss_fn(params):
@@ -66,7 +80,8 @@ def train_step(
         losses = _cross_entropy(logits, labels)
         return losses.mean(), (losses, logits, updates.get("batch_stats", {}))
 
-    grads, (losses, logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+    params = vary_over(state.params, axis_name)
+    grads, (losses, logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(params)
     metrics = Metrics.from_batch(losses, logits, labels, jnp.ones_like(losses))
     if axis_name is not None:
         grads = lax.pmean(grads, axis_name)
@@ -97,14 +112,18 @@ def eval_step(
     Args:
         state: whose parameters and running averages to use.
         images: floating point [N, H, W, C].
-        labels: int [N].
-        weights: floating point [N], 1 for an example and 0 for padding.
+        labels: integers [N]; see `train_step`.
+        weights: [N], 1 for an example and 0 for padding, whose image and label may be anything.
         model: maps images to logits.
         axis_name: mapped axis that the batch is split over; metrics are summed over it. None on one
             device.
 
     Returns:
         The batch's metrics (those of all devices).
+
+    Raises:
+        ValueError: if images or labels are of another dtype, or there is not one label and one
+            weight for each image.
 
     >>> from functools import partial
     >>> from jaxcnn.models import LeNet
@@ -115,13 +134,38 @@ def eval_step(
     >>> int(metrics.count)
     3
     """
+    _check_batch(images, labels)
     logits = model.apply(state.variables, images, train=False)
     losses = _cross_entropy(logits, labels)
     metrics = Metrics.from_batch(losses, logits, labels, weights)
     return metrics if axis_name is None else lax.psum(metrics, axis_name)
 
 
+def _check_batch(images: jax.Array, labels: jax.Array) -> None:
+    """Refuse what broadcasting and promotion would accept; while tracing, so at no cost."""
+    for name, array in (("images", images), ("labels", labels)):
+        if not hasattr(array, "dtype"):
+            raise ValueError(f"{name} must be an array, got a {type(array).__name__}")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"images must be floating point [N, H, W, C], got {images.dtype} {list(images.shape)}; "
+            "jaxcnn.data.preprocess scales uint8 images to [0, 1]"
+        )
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"labels must be integers [{images.shape[0]}], one for each image, got {labels.dtype} "
+            f"{list(labels.shape)}"
+        )
+
+
 def _cross_entropy(logits: Any, labels: jax.Array) -> jax.Array:
-    """Return the cross-entropy of each example [N], computed in float32 at least."""
+    """Return the cross-entropy of each example [N], computed in float32 at least.
+
+    It is NaN where a label is no class. Optax sees to those beyond the last; a negative one it
+    would count from the end, so that becomes one beyond the last.
+    """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    if jnp.issubdtype(labels.dtype, jnp.signedinteger):
+        labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # holds any class
+        labels = jnp.where(labels < 0, logits.shape[-1], labels)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)

@@ -205,7 +205,7 @@ class Dropout(nn.Module):
             return x
         layer = nn.Dropout(self.rate, deterministic=False, parent=None)
 
-        def drop(x: jax.Array, key: jax.Array) -> jax.Array:
+        def drop(x: jax.Array, key: jax.Array) -> Any:
             return layer.apply({}, x, rng=key)
 
         return on_explicit_mesh(drop, like=lambda x, key: x)(x, self.make_rng("dropout"))

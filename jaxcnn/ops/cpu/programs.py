@@ -28,7 +28,7 @@ def is_whole(ctx: mlir.LoweringRuleContext) -> bool:
     module = ctx.module_context
     if module.lowering_parameters.for_export:
         return False
-    context = module.axis_context
+    context: Any = module.axis_context
     if hasattr(context, "manual_axes"):
         divided = set(context.mesh.shape) - context.manual_axes
         return math.prod(context.mesh.shape[axis] for axis in divided) == 1

@@ -4,11 +4,14 @@ The models' layers start as d2l's do: weights are Xavier uniform (d2l's `init_cn
 uniform in ±1/sqrt(fan_in), as PyTorch draws them (`init_cnn` leaves them alone).
 """
 
+import dataclasses
 import functools
+import importlib
 import math
+import sys
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +25,7 @@ from jaxcnn.ops.sizes import IntOrPair, as_pair
 
 __all__ = [
     "BatchNorm",
+    "CanPickle",
     "Conv",
     "Conv2D",
     "Dense",
@@ -61,6 +65,45 @@ def _bias_init(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
+class CanPickle(nn.Module):
+    """A module that `pickle` and `copy` take with one of JAX's own functions in a field.
+
+    Python pickles a function as its name. It refuses those of `jax.jit`, such as `jax.nn.sigmoid`,
+    and copies them, which makes others of them. Here a function that can be imported is its name.
+
+    >>> import pickle
+    >>> pickle.loads(pickle.dumps(Dense(3, activation=nn.sigmoid))).activation is nn.sigmoid
+    True
+    """
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        """Return what makes this module again; unbound, as every module outside of `apply` is."""
+        fields = {field.name for field in dataclasses.fields(self)} - {"parent"}
+        values = {name: _as_reference(getattr(self, name)) for name in fields}
+        return _from_references, (type(self), values)
+
+
+class _Reference(NamedTuple):
+    """Where to import a function from."""
+
+    module: str
+    name: str
+
+
+def _as_reference(value: Any) -> Any:
+    where = _Reference(getattr(value, "__module__", ""), getattr(value, "__qualname__", ""))
+    is_there = getattr(sys.modules.get(where.module), where.name, None) is value
+    return where if is_there and hasattr(value, "__wrapped__") else value
+
+
+def _from_references(module: type[nn.Module], values: dict[str, Any]) -> nn.Module:
+    def resolve(value: Any) -> Any:
+        is_reference = isinstance(value, _Reference)
+        return getattr(importlib.import_module(value.module), value.name) if is_reference else value
+
+    return module(**{name: resolve(value) for name, value in values.items()})
+
+
 class Conv2D(nn.Module):
     """The book's from-scratch layer: one kernel, one bias, one image.
 
@@ -86,7 +129,7 @@ class Conv2D(nn.Module):
         return corr2d(x, kernel) + bias[0]
 
 
-class Conv(nn.Module):
+class Conv(CanPickle):
     """Convolution over a batch of images, with PyTorch's explicit padding.
 
     Maps [N, H, W, I] to [N, H', W', features]; see `jaxcnn.ops.conv2d` for sizes and errors.
@@ -147,7 +190,7 @@ class Conv(nn.Module):
         )
 
 
-class Dense(nn.Module):
+class Dense(CanPickle):
     """Fully connected layer: [..., I] to [..., features].
 
     Parameters: `kernel` [I, features], Xavier uniform, and `bias` [features], uniform in

@@ -689,3 +689,10 @@ def test_max_pool_in_a_fused_step_has_one_winner_in_each_window():
     received = jax.grad(windows_total)  # each window's maximum receives 1
     gradient = jax.jit(received)(jnp.zeros_like(x), x).reshape(8, 12, 2, 12, 2, 16)
     assert (gradient.sum((2, 4)) == 1).all()
+
+
+def test_the_work_is_counted_with_xlas_own_operations():
+    x, k = random(8, 24, 24, 32), random(3, 3, 32, 32)
+    lowered = jax.jit(partial(ops.conv2d, implementation="xla")).lower(x, k)
+    multiply_adds = 8 * 22 * 22 * 32 * 32 * 9
+    assert lowered.cost_analysis()["flops"] == pytest.approx(2 * multiply_adds, rel=0.01)

@@ -1,6 +1,8 @@
 """Layers and blocks: parameters, d2l's learned kernel, references, jit, vmap, pmap."""
 
+import copy
 import functools
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from flax import linen as nn
 
 import references
 from jaxcnn.layers import BatchNorm, Conv, Conv2D, Dense, relu
-from jaxcnn.models import Residual, VGGBlock
+from jaxcnn.models import LeNet, Residual, VGGBlock
 
 
 def test_conv2d_parameters_are_d2ls():
@@ -224,3 +226,23 @@ def test_batch_norm_of_a_constant_channel_is_its_bias_and_has_finite_gradients()
     assert jnp.abs(y).max() < 1e-3
     loss = lambda x: (layer.apply(variables, x, mutable=["batch_stats"])[0] ** 2).sum()  # noqa: E731
     assert jnp.isfinite(jax.grad(loss)(x)).all()
+
+
+@pytest.mark.parametrize("activation", [nn.sigmoid, nn.relu, jnp.tanh, relu, None])
+@pytest.mark.parametrize(
+    "layer",
+    [functools.partial(Dense, 3), functools.partial(Conv, 3, 3), LeNet],
+    ids=["Dense", "Conv", "LeNet"],
+)
+def test_a_module_is_pickled_and_copied_with_any_function_that_has_a_name(layer, activation):
+    module = layer(activation=activation, name="mine", implementation="auto")
+    for other in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module), copy.copy(module)):
+        assert other == module
+        assert other.activation is activation  # which convolution recognises
+        assert other.name == "mine"
+
+
+def test_a_function_without_a_name_cannot_be_pickled():
+    module = Dense(3, activation=jax.jit(lambda x: x + 1))
+    with pytest.raises((AttributeError, pickle.PicklingError), match="pickle"):
+        pickle.dumps(module)

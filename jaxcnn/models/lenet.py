@@ -20,10 +20,19 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jaxcnn.layers import Conv, Dense, at_least_float32, avg_pool, flatten, max_pool, relu
+from jaxcnn.layers import (
+    CanPickle,
+    Conv,
+    Dense,
+    at_least_float32,
+    avg_pool,
+    flatten,
+    max_pool,
+    relu,
+)
 
 
-class LeNet(nn.Module):
+class LeNet(CanPickle):
     """LeNet-5 with sigmoids and average pooling; images [N, H, W, C] to logits [N, num_classes].
 
     Attributes:

@@ -44,7 +44,9 @@ def conv2d(
             afterwards, it may be computed in the same pass over memory.
         precision: of the products on GPU and TPU; see `jax.lax.Precision`.
         implementation: 'auto' for the fastest on the platform, 'xla' for XLA's own operations; None
-            for what `JAXCNN_IMPLEMENTATION` in the environment says, 'auto' unless set.
+            for what `JAXCNN_IMPLEMENTATION` in the environment says, 'auto' unless set. XLA's
+            `cost_analysis` knows the work of its own operations only: count with 'xla', or with
+            `jaxcnn.inspect.layer_summary`.
 
     Returns:
         [N, H', W', O] with H' = conv_output_size(H, kh, p, s, d), in the dtype of the input.

@@ -8,6 +8,7 @@ import jax
 import jaxlib
 from rich.console import Console
 
+from jaxcnn.errors import first_line
 from jaxcnn.inspect import layer_summary, summary_table
 from jaxcnn.models import create_model
 from jaxcnn.ops import cpu
@@ -30,7 +31,7 @@ def info(options: argparse.Namespace) -> None:
     print(f"jax          {jax.__version__}, jaxlib {jaxlib.__version__}")
     print(f"devices      {len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
     print(f"convolution  {cpu.choose_implementation()} ({cpu.VARIABLE}=auto or xla)")
-    print(f"on CPU       {cpu.status()}")
+    print(f"on CPU       {cpu.why_slower() or cpu.status()}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,8 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         options.run(options)
-    except ValueError as error:
-        print(f"python -m jaxcnn: {error}", file=sys.stderr)
+    except (ValueError, RuntimeError) as error:  # the latter where JAX finds no device
+        print(f"python -m jaxcnn: {first_line(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -696,3 +696,29 @@ def test_the_work_is_counted_with_xlas_own_operations():
     lowered = jax.jit(partial(ops.conv2d, implementation="xla")).lower(x, k)
     multiply_adds = 8 * 22 * 22 * 32 * 32 * 9
     assert lowered.cost_analysis()["flops"] == pytest.approx(2 * multiply_adds, rel=0.01)
+
+
+@pytest.fixture
+def compilation_cache(request, tmp_path):
+    """JAX's settings of it as the test asks; nothing is compiled with them."""
+    names = ("jax_compilation_cache_dir", "jax_enable_compilation_cache")
+    before = [getattr(jax.config, name) for name in names]
+    directory, enabled = request.param
+    for values in ((directory and f"{tmp_path}", enabled), before):
+        jax.clear_caches()
+        for name, value in zip(names, values, strict=True):
+            jax.config.update(name, value)
+        if values is not before:
+            yield bool(directory and enabled)
+
+
+@pytest.mark.parametrize(
+    "compilation_cache", [("on", True), ("on", False), (None, True)], indirect=True
+)
+def test_programs_that_are_kept_on_disk_have_none_of_onednns_calls(compilation_cache):
+    if not probe.available():
+        pytest.skip(cpu.status())
+    x, k = random(2, 8, 8, 3), random(3, 3, 3, 4)
+    assert ("onednn" in uses(ops.conv2d, x, k)[1]) != compilation_cache
+    assert cpu.suits_loops(ops.conv2d, x, k) != compilation_cache
+    assert ("cache is on" in cpu.why_slower()) == compilation_cache

@@ -20,7 +20,7 @@ import functools
 
 import jax
 
-from jaxcnn.ops.cpu import probe
+from jaxcnn.ops.cpu import probe, programs
 from jaxcnn.ops.cpu.memory import materialize, relu, remat_in_chunks, suits_loops
 from jaxcnn.ops.cpu.pool import max_pool, sum_tiles
 from jaxcnn.ops.cpu.primitives import conv2d
@@ -65,6 +65,8 @@ def why_slower(implementation: str | None = None) -> str:
     """
     if choose_implementation(implementation) == "xla":
         return "implementation 'xla' was chosen"
+    if programs.are_kept():
+        return "JAX's compilation cache is on, which cannot keep oneDNN's calls"
     return "" if probe.available() else status()
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxcnn.ops.cpu import limits, primitives, probe
+from jaxcnn.ops.cpu import limits, primitives, probe, programs
 from jaxcnn.ops.cpu.programs import cpu_or_default
 from jaxcnn.ops.sharding import is_on_explicit_mesh
 
@@ -126,7 +126,8 @@ def _is_slow_in_loops(equation: Any) -> bool:
     if equation.primitive not in primitives.ALL:
         return False
     window = math.prod(equation.params["geometry"].window)  # a large one's gradient is XLA's
-    return not probe.available() or window > limits.CURRENT.window
+    available = probe.available() and not programs.are_kept()
+    return not available or window > limits.CURRENT.window
 
 
 def _results(program: Any) -> Iterator[Any]:

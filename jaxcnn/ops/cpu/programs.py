@@ -3,7 +3,7 @@
 In a program that `jit` divides over several devices, XLA decides how each array lies over them. It
 can do so for its own operations only: those of the engine, and loops over the images of a batch,
 would make it collect whole arrays on each device. There, and in a program that is exported for
-other machines, XLA's own operations take their place.
+other machines or kept on disk, XLA's own operations take their place.
 """
 
 import math
@@ -26,13 +26,23 @@ def is_whole(ctx: mlir.LoweringRuleContext) -> bool:
         ctx: of the rule that lowers an operation of the program.
     """
     module = ctx.module_context
-    if module.lowering_parameters.for_export:
+    if module.lowering_parameters.for_export or are_kept():
         return False
     context: Any = module.axis_context
     if hasattr(context, "manual_axes"):
         divided = set(context.mesh.shape) - context.manual_axes
         return math.prod(context.mesh.shape[axis] for axis in divided) == 1
     return getattr(context, "num_devices", 1) == 1
+
+
+def are_kept() -> bool:
+    """Return whether JAX keeps compiled programs on disk, in its persistent compilation cache.
+
+    It cannot keep oneDNN's calls: writing them reads memory that is not theirs, which ends in a
+    warning with jaxlib 0.10.2 and ends the process with 0.12.0.
+    """
+    config = jax.config
+    return bool(config.jax_compilation_cache_dir and config.jax_enable_compilation_cache)
 
 
 def cpu_or_default(

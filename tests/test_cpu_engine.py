@@ -13,6 +13,7 @@ import jaxlib
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from jax.sharding import Mesh, PartitionSpec
 
 import references
@@ -700,7 +701,7 @@ def test_the_work_is_counted_with_xlas_own_operations():
 
 @pytest.fixture
 def compilation_cache(request, tmp_path):
-    """JAX's settings of it as the test asks; nothing is compiled with them."""
+    """JAX's settings of it as the test asks."""
     names = ("jax_compilation_cache_dir", "jax_enable_compilation_cache")
     before = [getattr(jax.config, name) for name in names]
     directory, enabled = request.param
@@ -708,6 +709,7 @@ def compilation_cache(request, tmp_path):
         jax.clear_caches()
         for name, value in zip(names, values, strict=True):
             jax.config.update(name, value)
+        reset_cache()  # which goes on with its folder until then
         if values is not before:
             yield bool(directory and enabled)
 

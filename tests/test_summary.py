@@ -199,7 +199,7 @@ def test_layers_that_are_shared_at_another_depth():
 
         @nn.compact
         def __call__(self, x):
-            return dense(3, name="own")(self.outer(x))
+            return dense(3, name="own")(self.outer(self.outer(x)))
 
     def nested(model, x):
         outer = conv(3, name="outer")
@@ -207,10 +207,12 @@ def test_layers_that_are_shared_at_another_depth():
 
     pixels = 2 * 9 * 8
     assert facts(nested) == [
-        ("first", 84 + 12, 0, pixels * (81 + 9)),
+        ("first", 84 + 12, 0, pixels * (81 + 81 + 9)),
         ("outer", 84, 0, pixels * 81),
+        ("outer", 0, 84, pixels * 81),
         ("first/own", 12, 0, pixels * 9),
-        ("second", 12, 84, pixels * (81 + 9)),
+        ("second", 12, 84, pixels * (81 + 81 + 9)),
+        ("outer", 0, 84, pixels * 81),
         ("outer", 0, 84, pixels * 81),
         ("second/own", 12, 0, pixels * 9),
     ]
@@ -235,6 +237,10 @@ def test_what_the_model_has_beside_its_layers_is_its_row():
     inner = ("inner", 3 + 27 + 12, 0, pixels * (27 + 9))
     assert facts(lambda model, x: Scaled(name="inner")(x))[0] == inner
     assert facts(nn.Dense(3)) == [("Dense", 12, 0, pixels * 9)]
+    scale = ("Net", 1, 0, 0)
+    assert facts(lambda model, x: dense(3)(x) * model.param("a", nn.initializers.ones, (1,) * 4))[
+        1:
+    ] == [scale]
     assert layer_summary(Scaled(), (2, 9, 8, 3))[-1].receptive_field == (3, 1)
 
 
@@ -291,37 +297,74 @@ def test_lifted_layers(name):
     assert row.receptive_field is None
 
 
-def test_a_function_compiled_once_is_counted_each_time():
+def test_what_is_compiled_once_for_two_layers():
     class Compiled(nn.Module):
+        def setup(self):
+            self.inner = conv(3)
+
         @nn.jit
+        def __call__(self, x):
+            return self.inner(x)
+
+    class Two(nn.Module):
+        def setup(self):
+            self.a, self.b = Compiled(), Compiled()
+
+        def __call__(self, x):
+            return self.a(self.b(x))
+
+    cost = 2 * 9 * 8 * 81
+    rows = facts(Two())
+    assert rows == [("b", 84, 0, cost), ("b/inner", 84, 0, cost), ("Two", 84, 0, cost)]
+    assert facts(Two()) == rows  # nothing is left of the first time
+    x = jnp.ones((2, 9, 8, 3))
+    assert "jaxcnn" not in str(jax.make_jaxpr(Two().init)(jax.random.key(0), x))
+
+
+def test_what_is_no_layer_is_a_part_of_the_one_around():
+    class Aside(nn.Module):
+        """Returns nothing; its parameters and product are its own."""
+
         @nn.compact
         def __call__(self, x):
-            return conv(3, name="conv")(x)
+            kernel = self.param("kernel", nn.initializers.ones, (3, 2))
+            self.sow(
+                "intermediates", "y", dense(5, name="dense")(x) @ jnp.ones((5, 2)) + x @ kernel
+            )
 
-    def twice(model, x):
-        layer = Compiled(name="layer")
-        return layer(layer(x))
+    class Around(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            Aside(name="aside")(x)
+            other = dense(4)  # a model within, with variables of its own
+            variables = self.param("other", lambda key: other.init(key, x))
+            return other.apply(variables, x)
 
-    rows = facts(twice)
-    cost = 2 * 9 * 8 * 81
-    assert [row for row in rows if row[0] == "layer"] == [
-        ("layer", 84, 0, cost),
-        ("layer", 0, 84, cost),
+    pixels = 2 * 9 * 8
+    assert facts(lambda model, x: Around(name="around")(x)) == [
+        ("around", 6 + 20 + 16, 0, pixels * (6 + 15 + 10 + 12)),
+        ("around/aside/dense", 20, 0, pixels * 15),
+    ]
+    assert facts(Around()) == [
+        ("aside/dense", 20, 0, pixels * 15),
+        ("Around", 6 + 16, 0, pixels * (6 + 10 + 12)),
     ]
 
 
 def test_what_cannot_be_counted_is_left_empty(capsys):
     def loop(model, x):
         kernel = model.param("kernel", nn.initializers.ones, (3, 3))
-        x = lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ kernel, dense(3)(x))
-        return dense(2)(x)
+        y = lax.while_loop(lambda y: y.sum() < 9, lambda y: y @ kernel, dense(3)(x))
+        return dense(2)(x + y)
 
     assert facts(loop) == [
         ("Dense", 12, 0, 2 * 9 * 8 * 9),
         ("Dense", 8, 0, 2 * 9 * 8 * 6),
         ("Net", 9, 0, None),
     ]
-    Console(width=120).print(summary_table(layer_summary(Net(loop), (2, 9, 8, 3))))
+    rows = layer_summary(Net(loop), (2, 9, 8, 3))
+    assert [row.receptive_field for row in rows] == [(1, 1), None, None]
+    Console(width=120).print(summary_table(rows))
     foot = capsys.readouterr().out.splitlines()[-2]
     assert foot.split()[1:-1] == ["total", "│", "│", "│", "29", "│", "│"]
 
@@ -358,7 +401,16 @@ class ByName(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "model", [Trained(), Trained, Untold(), ByName(), nn.BatchNorm(), nn.Dropout(0.5)]
+    "model",
+    [
+        Trained(),
+        Trained,
+        Untold(),
+        ByName(),
+        nn.BatchNorm(),
+        nn.Dropout(0.5),
+        nn.Dropout(0.5, deterministic=True),
+    ],
 )
 def test_models_are_called_as_for_evaluation(model):
     """In training, BatchNorm depends on the whole image, and dropout takes a key."""
@@ -431,6 +483,12 @@ def without_first_rows(x):
     return jnp.where((jnp.arange(x.shape[1]) > 7)[None, :, None, None], x, 0)
 
 
+def with_added_mask(x):
+    tokens = as_tokens(x)[0]
+    mask = jnp.where(jnp.tri(len(tokens), dtype=bool), 0.0, -1e9)
+    return (nn.softmax(tokens @ tokens.T + mask) @ tokens)[None]
+
+
 def running_sum(x):
     return lax.scan(lambda state, row: (state + row,) * 2, x[:, 0], x.swapaxes(0, 1))[1]
 
@@ -457,12 +515,22 @@ GRAPHS = {
         ),
         (3, 3),
     ),
+    "branches side by side": (lambda x: jnp.concatenate([x, conv(2)(x)], 3), (3, 3)),
+    "two scales": (lambda x: conv(2)(x[:, ::2] + x[:, :8]).mean(1), (15, 3)),
     "skip": (lambda x: x + conv(2)(nn.relu(conv(2)(x))), (5, 5)),
     "gate": (lambda x: conv(2)(x * nn.sigmoid(dense(2)(x.mean((1, 2), keepdims=True)))), (16, 20)),
     "slices": (lambda x: conv(2)(x[:, 1:-1:2, ::3]), (5, 7)),
     "transpose": (lambda x: conv(2)(x[:, :, 3:].swapaxes(1, 2))[:, ::-1], (3, 3)),
+    "reversal": (lambda x: x[:, ::-1][:, 1:][:, ::-1] + x[:, 1:], (2, 1)),
+    "layers side by side": (
+        lambda x: nn.vmap(nn.Conv, variable_axes={"params": 0}, split_rngs={"params": True})(
+            2, (3, 3), kernel_init=nn.initializers.ones
+        )(jnp.stack([x, 2 * x])),
+        (3, 3),
+    ),
     "channels first": (lambda x: conv(2)(x).transpose(0, 3, 1, 2), (3, 3)),
     "tokens": (lambda x: conv(2)(dense(2)(conv(2)(x).reshape(1, -1, 2)).reshape(x.shape)), (5, 5)),
+    "tokens, as features": (lambda x: as_tokens(x).swapaxes(1, 2), None),
     "space to depth": (
         lambda x: conv(2)(x.reshape(1, 8, 2, 10, 2, 2).swapaxes(2, 3).reshape(1, 8, 10, 8)),
         (6, 6),
@@ -496,6 +564,7 @@ GRAPHS = {
         lambda x: attend(as_tokens(x), nn.make_causal_mask(jnp.ones((1, 16 * 20)))),
         None,
     ),
+    "attention with a mask that is added": (with_added_mask, None),
     "mask": (without_first_rows, None),
     "mask of a kernel": (
         lambda x: conv(2, mask=jnp.ones((3, 3, 2, 2)).at[2].set(0))(x),
@@ -504,6 +573,10 @@ GRAPHS = {
     "running sum": (running_sum, None),
     "last running sum": (lambda x: running_sum(x)[-1], (16, 1)),
     "sort": (lambda x: jnp.sort(x, 1), None),
+    "rows of which some are sorted": (
+        lambda x: jnp.concatenate([x[:, :1], jnp.sort(x, 1)[:, 1:]], 1),
+        None,
+    ),
     "rows differ": (
         lambda x: jnp.concatenate([conv(2)(x[:, :8]), conv(2, 5)(x[:, 8:])], 1),
         None,

@@ -13,7 +13,7 @@ from jax import lax
 from rich.console import Console
 
 from jaxcnn.__main__ import main
-from jaxcnn.inspect import layer_summary, summary_table
+from jaxcnn.inspect import layer_summary, spans, summary_table
 from jaxcnn.models import MODELS, LeNet, create_model
 
 LENET = [
@@ -625,6 +625,13 @@ def test_receptive_fields_of_graphs_are_where_gradients_are():
         if found[graph] is not None:
             seen = {tuple(np.ptp(np.nonzero(g), axis=1) + 1) for g in np.asarray(several)}
             assert seen == {found[graph]}, graph
+
+
+def test_no_receptive_field_takes_too_large_a_table(monkeypatch):
+    monkeypatch.setattr(spans, "_MAX_SIZE", 1000)
+    for graph, size in (("attention", None), ("branches", (7, 7))):
+        row = layer_summary(Branch(graph), (1, 16, 20, 2))[-1]
+        assert row.receptive_field == size
 
 
 def test_an_output_depends_on_no_image():

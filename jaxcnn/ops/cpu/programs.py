@@ -41,8 +41,8 @@ def are_kept() -> bool:
     It cannot keep oneDNN's calls: writing them reads memory that is not theirs, which ends in a
     warning with jaxlib 0.10.2 and ends the process with 0.12.0.
     """
-    read = jax.config.read
-    return bool(read("jax_compilation_cache_dir") and read("jax_enable_compilation_cache"))
+    config: Any = jax.config  # its settings are attributes that its type does not tell
+    return bool(config.jax_compilation_cache_dir and config.jax_enable_compilation_cache)
 
 
 def cpu_or_default(

@@ -217,7 +217,11 @@ class _Reader:
         self, equation: Any, inputs: list[Value], layer: Layer, times: int | None
     ) -> list[Value]:
         params, program = equation.params, equation.params["jaxpr"]
-        length, fixed, carried = params["length"], params["num_consts"], params["num_carry"]
+        length, inner = params["length"], getattr(program, "jaxpr", program)
+        # It runs over the first axis of what has one less within.
+        sliced = sum(map(_has_more_axes, equation.invars, inner.invars))
+        carried = len(inner.outvars) - sum(map(_has_more_axes, equation.outvars, inner.outvars))
+        fixed = len(inputs) - carried - sliced
         if length > _MAX_STEPS:
             total = None if times is None else times * length
             return self._run_blindly(equation, [program], inputs, layer, total)
@@ -252,8 +256,13 @@ class _Reader:
         """Go through what runs often, or perhaps, without following what it depends on."""
         value = _unknown if any(x.depends for x in inputs) else _variable
         for program in programs:
-            self.run(program, [value(x.shape) for x in program.in_avals], layer, times)
+            variables = getattr(program, "jaxpr", program).invars
+            self.run(program, [value(x.aval.shape) for x in variables], layer, times)
         return [value(x.aval.shape) for x in equation.outvars]
+
+
+def _has_more_axes(one: Any, other: Any) -> bool:
+    return len(one.aval.shape) > len(other.aval.shape)
 
 
 def _variable(shape: Sequence[int]) -> Value:

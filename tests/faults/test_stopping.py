@@ -12,7 +12,7 @@ from harness import TIMINGS
 from jaxcnn.errors import StoppedError
 from jaxcnn.train import pace, train_and_evaluate
 from jaxcnn.train.programs import Programs
-from jaxcnn.train.record.checkpoint import Checkpoints
+from jaxcnn.train.record.checkpoint import CheckpointWriter
 from jaxcnn.train.record.signals import StopSignal
 
 pytestmark = CACHED
@@ -66,7 +66,7 @@ def raise_at(monkeypatch, owner, name, count, number):
         (Programs, "train", 5, 5),  # in a step
         (Programs, "train", 8, 8),  # in the last of an epoch
         (Programs, "evaluate", 2, 16),  # in the evaluation of the last epoch
-        (Checkpoints, "save", 1, 8),
+        (CheckpointWriter, "save", 1, 8),
     ],
 )
 def test_stopped_by_a_signal_it_saves_and_goes_on(
@@ -97,13 +97,13 @@ def test_stopped_again_and_again(straight, tmp_path, monkeypatch):
 
 def remember_saves(monkeypatch):
     """Return the list to which every saved step will be added."""
-    steps, save = [], Checkpoints.save
+    steps, save = [], CheckpointWriter.save
 
     def remember(self, step, *args):
         steps.append(step)
         save(self, step, *args)
 
-    monkeypatch.setattr(Checkpoints, "save", remember)
+    monkeypatch.setattr(CheckpointWriter, "save", remember)
     return steps
 
 

@@ -2,11 +2,12 @@
 
 In reading order: `ops` (pure functions), `layers` and `models` (linen modules), `data`
 (Fashion-MNIST), `train` (the training loop). Importing `jaxcnn` loads neither TFDS nor Orbax nor
-matplotlib: `data`, `inspect`, `interop` and `train` are imported when they are first used.
+matplotlib: `data`, `inspect`, `interop`, `train`, `fit` and `load` are imported when they are
+first used.
 """
 
 import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from jaxcnn import layers, models, ops
 from jaxcnn.config import get_default_config, validate_config
@@ -38,7 +39,23 @@ from jaxcnn.ops import (
     relu,
 )
 
+if TYPE_CHECKING:
+    from jaxcnn import data, inspect, interop, train
+    from jaxcnn.fitting import fit
+    from jaxcnn.trained import Trained, load
+
 __version__ = "0.1.0"
+
+# What is imported when it is first used: the name, and the module that it is in ('' for itself).
+_LATER = {
+    "Trained": "jaxcnn.trained",
+    "data": "",
+    "fit": "jaxcnn.fitting",
+    "inspect": "",
+    "interop": "",
+    "load": "jaxcnn.trained",
+    "train": "",
+}
 
 __all__ = [
     "MODELS",
@@ -54,6 +71,7 @@ __all__ = [
     "ResNet",
     "ResNet18",
     "Residual",
+    "Trained",
     "TrainingError",
     "VGGBlock",
     "VGGNarrow",
@@ -66,10 +84,12 @@ __all__ = [
     "corr2d_multi_in_out_1x1",
     "create_model",
     "data",
+    "fit",
     "get_default_config",
     "inspect",
     "interop",
     "layers",
+    "load",
     "max_pool",
     "models",
     "ops",
@@ -80,8 +100,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
-    """Import a subpackage that is not needed to build models, at its first use."""
-    if name in ("data", "inspect", "interop", "train"):
+def __getattr__(name: str) -> Any:
+    """Import what is not needed to build models, at its first use."""
+    if name not in _LATER:
+        raise AttributeError(f"module 'jaxcnn' has no attribute {name!r}")
+    if not _LATER[name]:
         return importlib.import_module(f"jaxcnn.{name}")
-    raise AttributeError(f"module 'jaxcnn' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

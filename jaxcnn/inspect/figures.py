@@ -1,18 +1,22 @@
 """Pictures of a run, drawn without a display."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_TRAIN, _TEST = "#3366aa", "#cc5522"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SPLITS = (("train", "#3366aa", "o"), ("test", "#cc5522", "s"))
 
 
-def plot_curves(rows: Sequence[dict[str, Any]], path: str | Path, title: str = "") -> None:
-    """Draw loss and accuracy over the epochs, training and test, into a PNG file.
+def curves_figure(rows: Sequence[dict[str, Any]], title: str = "") -> "Figure":
+    """Return a figure of loss and accuracy over the epochs, of training and of test.
 
     Args:
-        rows: of `metrics.jsonl`, one per epoch; at least one.
-        path: of the picture.
+        rows: as of `metrics.jsonl`, one per epoch, at least one; without a test set they lack the
+            numbers of that.
         title: above it.
     """
     # Here, so that a run starts without waiting for Matplotlib. The canvas needs no display.
@@ -20,11 +24,13 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: str | Path, title: str = "
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
     epochs = [row["epoch"] for row in rows]
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for split, color, marker in (("train", _TRAIN, "o"), ("test", _TEST, "s")):
+        for split, color, marker in _SPLITS:
+            if f"{split}_{quantity}" not in rows[-1]:
+                continue
             values = [row[f"{split}_{quantity}"] for row in rows]
             label = f"{split} ({values[-1]:.4f})"
             axes.plot(epochs, values, color=color, marker=marker, markersize=4, label=label)
@@ -34,4 +40,22 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: str | Path, title: str = "
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    return figure
+
+
+def plot_curves(rows: Sequence[dict[str, Any]], path: str | Path, title: str = "") -> None:
+    """Draw loss and accuracy over the epochs, training and test, into a file.
+
+    Args:
+        rows: see `curves_figure`.
+        path: of the picture; its suffix says the format, such as '.png'.
+        title: above it.
+    """
+    curves_figure(rows, title).savefig(path)
+
+
+def curves_png(rows: Sequence[dict[str, Any]], title: str = "") -> bytes:
+    """Return the picture of `plot_curves` as the content of a PNG file."""
+    content = io.BytesIO()
+    curves_figure(rows, title).savefig(content, format="png")
+    return content.getvalue()

@@ -1,8 +1,10 @@
 """The networks of d2l, and the one place to register another."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxcnn.errors import did_you_mean
@@ -21,7 +23,9 @@ __all__ = [
     "Residual",
     "VGGBlock",
     "VGGNarrow",
+    "build_model",
     "create_model",
+    "describe_model",
 ]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -70,3 +74,41 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
         hint = did_you_mean(name, MODELS)
         raise ValueError(f"unknown model {name!r}{hint}; registered: {', '.join(MODELS)}")
     return MODELS[name](**kwargs)
+
+
+def describe_model(model: nn.Module) -> dict[str, Any] | None:
+    """Return what `build_model` makes an equal model of, in JSON; None if it is not one of these.
+
+    >>> describe_model(LeNetModern(num_classes=7))
+    {'name': 'lenet_modern', 'fields': {'num_classes': 7, 'dtype': None}}
+    """
+    given = {name: getattr(model, name, None) for name in ("num_classes", "arch", "dropout_rate")}
+    fields = {name: value for name, value in given.items() if value is not None}
+    dtype = getattr(model, "dtype", None)
+    described = fields | {"dtype": dtype and jnp.dtype(dtype).name}
+    plain = model.clone(axis_name=None, implementation=None) if _has_form(model) else model
+    for name in _OWN:
+        try:
+            entry = json.loads(json.dumps({"name": name, "fields": described}))
+            if build_model(entry) == plain:
+                return entry
+        except (TypeError, ValueError):  # other fields, or values that JSON has not
+            continue
+    return None
+
+
+def build_model(described: dict[str, Any]) -> nn.Module:
+    """Return the model that `describe_model` has described."""
+    fields = {name: _as_field(value) for name, value in described["fields"].items()}
+    if fields.get("dtype") is not None:
+        fields["dtype"] = jnp.dtype(fields["dtype"]).type
+    return create_model(described["name"], **fields)
+
+
+def _has_form(model: nn.Module) -> bool:
+    return hasattr(model, "axis_name") and hasattr(model, "implementation")
+
+
+def _as_field(value: Any) -> Any:
+    """Return a value read from JSON as a field: with tuples in place of lists."""
+    return tuple(map(_as_field, value)) if isinstance(value, list) else value

@@ -21,8 +21,10 @@ from jaxcnn.train.record.display import Display
 from jaxcnn.train.record.environment import describe_environment
 from jaxcnn.train.record.integrity import check_finite_means
 from jaxcnn.train.record.logs import Row, epoch_row, step_row
+from jaxcnn.train.record.notebook import create_display
 from jaxcnn.train.record.progress import Progress
 from jaxcnn.train.record.signals import StopSignal
+from jaxcnn.train.record.unsaved import Unsaved
 from jaxcnn.train.record.workdir import Workdir
 from jaxcnn.train.state import TrainState
 
@@ -63,22 +65,47 @@ def train_and_evaluate(
     """
     workdir = local_path(workdir, "workdir")  # before any work
     setup = prepare(config, model=model, optimizer=optimizer, train=train, test=test)
-    environment = describe_environment(setup.parallel.devices, config.implementation or None)
-    with (
-        Workdir(workdir, setup.settings, setup.digests(), environment) as run,
-        Display(setup.num_steps, config.num_epochs) as display,
-    ):
-        display.print(report.describe(setup, run.folder))
-        setup, progress = _resume(setup, run, display)
-        state = setup.state
-        if progress.epoch < config.num_epochs:
-            state = _train(setup, progress, run, display)
-        run.draw()
-        display.print(report.summarize(run.rows(), run.folder))
+    state, _ = run(setup, workdir)
     return state
 
 
-def _resume(setup: Setup, run: Workdir, display: Display) -> tuple[Setup, Progress]:
+def run(setup: Setup, workdir: Path | None) -> tuple[TrainState, list[Row]]:
+    """Train what `prepare` has made, resuming where an earlier run in the folder stopped.
+
+    Args:
+        setup: what to train; its state is donated.
+        workdir: folder of the run; None to keep nothing.
+
+    Returns:
+        The last state, and a row for each epoch.
+
+    Raises:
+        ConfigError, TrainingError, StoppedError: see `train_and_evaluate`.
+    """
+    config = setup.config
+    with (
+        _open_record(setup, workdir) as record,
+        create_display(setup.num_steps, config.num_epochs) as display,
+    ):
+        display.print(report.describe(setup, workdir))
+        setup, progress = _resume(setup, record, display)
+        state = setup.state
+        if progress.epoch < config.num_epochs:
+            state = _train(setup, progress, record, display)
+        record.finish()
+        display.print(report.summarize(record.rows(), workdir))
+        return state, record.rows()
+
+
+def _open_record(setup: Setup, workdir: Path | None) -> Workdir | Unsaved:
+    """Return what records a run: its folder, or memory alone."""
+    if workdir is None:
+        return Unsaved()
+    environment = describe_environment(setup.parallel.devices, setup.config.implementation or None)
+    return Workdir(workdir, setup.settings, setup.digests(), environment, setup.facts())
+
+
+def _resume(setup: Setup, run: Workdir | Unsaved, display: Display) -> tuple[Setup, Progress]:
     """Return the setup with the state to continue from, and the progress at that state."""
     state, progress = run.resume(setup.state, warn=display.print)
     for change in run.changes:
@@ -88,7 +115,9 @@ def _resume(setup: Setup, run: Workdir, display: Display) -> tuple[Setup, Progre
     return dataclasses.replace(setup, state=state), progress
 
 
-def _train(setup: Setup, progress: Progress, run: Workdir, display: Display) -> TrainState:
+def _train(
+    setup: Setup, progress: Progress, run: Workdir | Unsaved, display: Display
+) -> TrainState:
     """Compile, and train to the last epoch."""
     programs = Programs(setup)
     with StopSignal() as stop:
@@ -119,7 +148,7 @@ class Trainer:
         self,
         setup: Setup,
         programs: Programs,
-        run: Workdir,
+        run: Workdir | Unsaved,
         display: Display,
         stop: StopSignal,
         progress: Progress,
@@ -133,7 +162,7 @@ class Trainer:
             adapts=setup.config.steps_per_call == 0,
             checkpoint_every=setup.config.checkpoint_every_steps,
         )
-        self._steps_per_epoch = setup.steps_per_epoch
+        self._steps_per_epoch, self._has_test = setup.steps_per_epoch, setup.test is not None
         self._compile_seconds = programs.compile_seconds
         self._step = int(self.state.step)  # steps whose metrics are recorded
         self._step_rows: list[Row] = []  # since the last checkpoint
@@ -143,9 +172,10 @@ class Trainer:
     def train_epoch(self) -> None:
         """Train to the end of the epoch, evaluate, log and save; or stop where a signal asks."""
         self._take_steps()
-        self._display.evaluating()
-        start = time.perf_counter()
-        test = self._evaluate()
+        test, start = None, time.perf_counter()
+        if self._has_test:
+            self._display.evaluating()
+            test = self._evaluate()
         self._finish_epoch(test, time.perf_counter() - start)
         self._stop_if_asked()
 
@@ -193,21 +223,24 @@ class Trainer:
             if latest is not None:
                 jax.block_until_ready(latest)  # stay one call ahead of the device, no more
             latest = totals
-        assert latest is not None  # a test set is never empty
+        assert latest is not None  # a test set, if there is one, is never empty
         return latest.total()
 
-    def _finish_epoch(self, test: Metrics, test_seconds: float) -> None:
+    def _finish_epoch(self, test: Metrics | None, test_seconds: float) -> None:
         """Log, save and show the results of the epoch."""
         epoch, train = self.progress.epoch + 1, self.progress.metrics
         seconds = self.progress.seconds
-        check_finite_means(test.means(), self._step, "test")
+        if test is not None:
+            check_finite_means(test.means(), self._step, "test")
         row = epoch_row(
             epoch, self._step, train, seconds, test, test_seconds, self._compile_seconds
         )
         self._compile_seconds = 0.0
-        self.progress = Progress(epoch, test_accuracy=test.accuracy())
+        self.progress = Progress(epoch, test_accuracy=None if test is None else test.accuracy())
         self._save(row)
-        self._display.epoch(epoch, self._step, train.count / seconds, train.means(), test.means())
+        test_means = None if test is None else test.means()
+        rate = train.count / seconds
+        self._display.epoch(epoch, self._step, rate, train.means(), test_means)
 
     def _save(self, row: Row | None = None) -> None:
         self._run.save(self.state, self.progress, self._step_rows, row)
@@ -220,7 +253,6 @@ class Trainer:
         if self._step_rows or self.progress.position:
             self._save()
         raise StoppedError(
-            f"stopped by {self._stop.received.name} and saved after step {self._step}; the same "
-            "command goes on from there",
+            f"stopped by {self._stop.received.name} {self._run.what_is_left(self._step)}",
             self._stop.received,
         )

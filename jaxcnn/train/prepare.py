@@ -15,7 +15,7 @@ from jaxcnn.data import Dataset, check_dataset, load_dataset, preprocess
 from jaxcnn.data.pipeline import batch_sizes, epoch_sizes
 from jaxcnn.errors import ConfigError
 from jaxcnn.keys import Purpose, derive_key
-from jaxcnn.models import MODELS, is_own_model
+from jaxcnn.models import MODELS, describe_model, is_own_model
 from jaxcnn.registry import call_entry
 from jaxcnn.train.optim import check_names, create_optimizer
 from jaxcnn.train.parallel import DataParallel
@@ -37,7 +37,7 @@ class Setup:
         config: as it was given.
         parallel: the devices.
         train: the training set.
-        test: the test set.
+        test: the test set; None if there is none.
         model: maps images to logits; its axis name is that of `parallel`.
         optimizer: created the state.
         state: to start from, on the devices; training donates it.
@@ -48,7 +48,7 @@ class Setup:
     config: ConfigDict
     parallel: DataParallel
     train: Dataset
-    test: Dataset
+    test: Dataset | None
     model: nn.Module
     optimizer: optax.GradientTransformation
     state: TrainState
@@ -71,7 +71,19 @@ class Setup:
 
     def digests(self) -> dict[str, str]:
         """Return the SHA-256 of each split of the data."""
-        return {"train": self.train.digest(), "test": self.test.digest()}
+        splits = {"train": self.train, "test": self.test}
+        return {name: split.digest() for name, split in splits.items() if split is not None}
+
+    def facts(self) -> dict[str, Any]:
+        """Return what else the record of a run says, so that its model can be built again."""
+        shape = [self.config.image_size, self.config.image_size, self.train.images.shape[3]]
+        is_object = self.settings["model"] != self.config.model
+        described = describe_model(self.model) if is_object else None
+        return {
+            "class_names": list(self.train.class_names),
+            "image_shape": shape,
+            **({"module": described} if described else {}),
+        }
 
 
 def prepare(
@@ -81,6 +93,7 @@ def prepare(
     optimizer: optax.GradientTransformation | None = None,
     train: Any = None,
     test: Any = None,
+    has_test: bool = True,
 ) -> Setup:
     """Check a config and build what it asks for; no training program is compiled yet.
 
@@ -96,6 +109,7 @@ def prepare(
         optimizer: follows `jaxcnn.train.protocol.check_optimizer`.
         train: a training set that follows `jaxcnn.data.check_dataset`.
         test: a test set, likewise.
+        has_test: whether there is a test set; if not, nothing is evaluated.
 
     Raises:
         ConfigError: if a value of the config or an object is not accepted, or they do not fit
@@ -115,8 +129,8 @@ def prepare(
         check_values(config)
     if optimizer is None:
         check_names(config)
-    settings = _settings(config, model, optimizer, train, test)
-    train, test = _load_data(config, train, test)
+    settings = _settings(config, model, optimizer, train, test if has_test else train)
+    train, test = _load_data(config, train, test, has_test)
     parallel = DataParallel(config.num_devices)
     num_devices = len(parallel.devices)
     check_batches(config.batch_size, len(train.labels), num_devices, config.last_batch)
@@ -152,7 +166,9 @@ def _settings(config: ConfigDict, model: Any, optimizer: Any, train: Any, test: 
     }
 
 
-def _load_data(config: ConfigDict, train: Any, test: Any) -> tuple[Dataset, Dataset]:
+def _load_data(
+    config: ConfigDict, train: Any, test: Any, has_test: bool
+) -> tuple[Dataset, Dataset | None]:
     """Return the training and the test set: those given, or those that the config names."""
 
     def load(split: str, given: Any, limit: int) -> Dataset:
@@ -161,6 +177,8 @@ def _load_data(config: ConfigDict, train: Any, test: Any) -> tuple[Dataset, Data
         return load_dataset(config.dataset, split, config.data_dir, config.data_source).first(limit)
 
     train = load("train", train, config.max_train_examples)
+    if not has_test:
+        return train, None
     test = load("test", test, config.max_test_examples)
     if train.images.shape[1:] != test.images.shape[1:]:
         raise ConfigError(

@@ -53,10 +53,6 @@ class Programs:
         config, parallel = setup.config, setup.parallel
         self.max_steps = config.steps_per_call or _default_steps(setup)
         self._train_data = parallel.replicate(_device_data(setup.train))
-        self._test_data = parallel.replicate(_device_data(setup.test))
-        test_batches = padded_batches(len(setup.test.labels), config.batch_size)
-        self._num_test_batches = len(test_batches)
-        self._test_batches = parallel.shard(test_batches)
         # Metrics have the dtype of the loss: float64 in a float64 computation, else float32.
         dtype = jnp.float64 if config.dtype == "float64" else jnp.float32
         self._no_metrics = partial(Metrics.zeros, dtype=dtype)
@@ -72,7 +68,9 @@ class Programs:
             is_last: self._compile_train(batches)
             for is_last, batches in self._train_batches.items()
         }
-        self._eval_program = self._compile_evaluate()
+        self._num_test_batches = 0
+        if setup.test is not None:
+            self._load_test_set(setup.test)
         self.compile_seconds = time.perf_counter() - start
 
     def train(self, state: TrainState, step: int, count: int) -> tuple[TrainState, Metrics]:
@@ -104,7 +102,7 @@ class Programs:
     def evaluate(self, state: TrainState, count: int | None = None) -> Iterator[Metrics]:
         """Yield running totals over the test set, without waiting for the device.
 
-        The last one covers the whole set, each example once.
+        The last one covers the whole set, each example once. Without a test set there is none.
 
         Args:
             state: to evaluate.
@@ -123,9 +121,14 @@ class Programs:
         args = (self._setup.state, self._counts[1], self._train_data, batches)
         return self._setup.parallel.compile(self._train_program, *args, donate=(0,))
 
-    def _compile_evaluate(self) -> Callable:
+    def _load_test_set(self, test: Dataset) -> None:
+        """Put the test set on the devices, and compile evaluation on it."""
+        parallel = self._setup.parallel
+        batches = padded_batches(len(test.labels), self._setup.config.batch_size)
+        self._num_test_batches, self._test_batches = len(batches), parallel.shard(batches)
+        self._test_data = parallel.replicate(_device_data(test))
         args = (self._setup.state, *self._eval_start, self._counts[1], self._test_data)
-        return self._setup.parallel.compile(self._evaluate_program, *args, self._test_batches)
+        self._eval_program = parallel.compile(self._evaluate_program, *args, self._test_batches)
 
     def _shard_epoch(self, epoch: int) -> dict[bool, jax.Array]:
         """Return an epoch's indices on the devices: the full batches, and a last one that is not.

@@ -77,12 +77,22 @@ class Checkpoints:
         names = (path.name for path in self.folder.iterdir())
         return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
-    def restore(self, step: int, state: TrainState) -> tuple[TrainState, Progress]:
+    def best(self) -> int | None:
+        """Return the step of the highest test accuracy; None if none is of the end of an epoch."""
+        accuracies = {}
+        for step in self.steps:
+            with contextlib.suppress(OSError, ValueError, TypeError):  # damaged, or just deleted
+                accuracies[step] = _read_progress(self._path(step)).test_accuracy
+        known = {step: accuracy for step, accuracy in accuracies.items() if accuracy is not None}
+        return max(known, key=known.__getitem__) if known else None
+
+    def restore(self, step: int, state: TrainState | None = None) -> tuple[TrainState, Progress]:
         """Return the state of a saved step, and the progress of the run.
 
         Args:
             step: one of `steps`.
-            state: gives the structure, the shapes and the devices.
+            state: gives the structure, the shapes and the devices; None for those that were saved,
+                on the default device, with the optimizer's state as plain lists and dicts.
 
         Raises:
             DamagedCheckpointError: if one of its files is not what was written.
@@ -114,11 +124,14 @@ class Checkpoints:
             ) from None
         return stat.st_dev, stat.st_ino
 
-    def _restore(self, step: int, state: TrainState) -> tuple[TrainState, Progress]:
+    def _restore(self, step: int, state: TrainState | None) -> tuple[TrainState, Progress]:
         with self._held(step) as path:
             check_files(path)
-            target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_dict(state))
             try:
+                if state is None:
+                    target = self._saved_structure(path)
+                else:
+                    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_dict(state))
                 difference = first_difference(self._shapes(path), shapes_by_name(target))
                 if not difference:
                     args = ocp.args.StandardRestore(target)
@@ -152,7 +165,7 @@ class Checkpoints:
             yield copy
 
     def restore_newest(
-        self, state: TrainState, warn: Callable[[str], None]
+        self, state: TrainState | None, warn: Callable[[str], None]
     ) -> tuple[TrainState, Progress] | None:
         """Return the newest good checkpoint, or None if there is no checkpoint.
 
@@ -174,7 +187,7 @@ class Checkpoints:
             # The run has deleted one in the meantime, since it has saved a newer one.
 
     def _restore_newest(
-        self, steps: list[int], state: TrainState, warn: Callable[[str], None]
+        self, steps: list[int], state: TrainState | None, warn: Callable[[str], None]
     ) -> tuple[TrainState, Progress] | None:
         damaged: dict[int, DamagedCheckpointError] = {}
         for step in reversed(steps):
@@ -207,8 +220,15 @@ class Checkpoints:
 
     def _shapes(self, path: Path) -> Shapes:
         """Return the shapes and dtypes of a saved state, without reading its numbers."""
-        metadata = self._orbax.metadata(path / "state")
-        return shapes_by_name(metadata.item_metadata.tree)
+        return shapes_by_name(self._saved_structure(path))
+
+    def _saved_structure(self, path: Path) -> Any:
+        """Return the tree of a saved state, with the shape and dtype of each array."""
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        saved = self._orbax.metadata(path / "state").item_metadata.tree
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), saved
+        )
 
 
 class CheckpointWriter(Checkpoints):
@@ -282,17 +302,12 @@ class CheckpointWriter(Checkpoints):
 
     def _prune(self) -> None:
         """Delete all but the last two and the best."""
-        keep, accuracies = set(self.steps[-2:]), {}
+        keep = {*self.steps[-2:], self.best()}
         for step in self.steps:
             try:
-                accuracy = _read_progress(self._path(step)).test_accuracy
+                _read_progress(self._path(step))
             except (OSError, ValueError, TypeError):  # damaged: kept for inspection
                 keep.add(step)
-            else:
-                if accuracy is not None:
-                    accuracies[step] = accuracy
-        if accuracies:
-            keep.add(max(accuracies, key=accuracies.__getitem__))
         for step in set(self.steps) - keep:
             self._path(step).rename(self._path(step, "deleted"))
         self._clear_away()

@@ -81,7 +81,7 @@ class Display:
             rate: images per second in this epoch.
             means: of this epoch so far, as `Metrics.means` returns them.
         """
-        numbers = f"{rate:,.0f} images/s  {_format(means, separator='  ')}"
+        numbers = f"{rate:,.0f} images/s  {format_means(means, separator='  ')}"
         if self.console.is_terminal:
             self._live.update(
                 self._task,
@@ -106,7 +106,7 @@ class Display:
         step: int,
         rate: float,
         train: dict[str, float],
-        test: dict[str, float],
+        test: dict[str, float] | None,
     ) -> None:
         """Print the result of a finished epoch.
 
@@ -115,14 +115,29 @@ class Display:
             step: optimizer steps of the whole run.
             rate: images per second in this epoch.
             train: means over the epoch, as `Metrics.means` returns them.
-            test: means over the test set.
+            test: means over the test set, if there is one.
         """
         self._last_line = time.monotonic()
-        self.print(
-            f"epoch {epoch}/{self._num_epochs}  step {step}  train {_format(train)}  "
-            f"test {_format(test)}  {rate:,.0f} images/s"
-        )
+        self.print(self._epoch_line(epoch, step, rate, train, test))
+
+    def _epoch_line(
+        self,
+        epoch: int,
+        step: int,
+        rate: float,
+        train: dict[str, float],
+        test: dict[str, float] | None,
+    ) -> str:
+        splits = {"train": train, "test": test or {}}
+        results = [f"{name} {format_means(means)}" for name, means in splits.items() if means]
+        start = f"epoch {epoch}/{self._num_epochs}  step {step}"
+        return "  ".join([start, *results, f"{rate:,.0f} images/s"])
 
 
-def _format(means: dict[str, float], separator: str = " ") -> str:
+def format_means(means: dict[str, float], separator: str = " ") -> str:
+    """Return metrics as text.
+
+    >>> format_means({"loss": 1.5, "accuracy": 0.25})
+    'loss 1.5000 accuracy 0.2500'
+    """
     return separator.join(f"{name} {mean:.4f}" for name, mean in means.items())

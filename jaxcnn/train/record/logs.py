@@ -34,7 +34,7 @@ def epoch_row(
     step: int,
     train: Metrics,
     train_seconds: float,
-    test: Metrics,
+    test: Metrics | None,
     test_seconds: float,
     compile_seconds: float,
 ) -> Row:
@@ -45,7 +45,7 @@ def epoch_row(
         step: optimizer steps of the whole run, this epoch's included.
         train: sums over the epoch's batches, each before its update.
         train_seconds: that the epoch's steps took.
-        test: sums over the test set.
+        test: sums over the test set; None if there is none, which leaves its keys out.
         test_seconds: that evaluation took.
         compile_seconds: that compiling took, if it preceded this epoch; else 0.
 
@@ -54,14 +54,17 @@ def epoch_row(
     >>> row["train_loss"], row["test_accuracy"], row["images_per_second"]
     (1.5, 0.25, 8.0)
     """
+    tested: Row = {}
+    if test is not None:
+        tested = {f"test_{name}": mean for name, mean in test.means().items()}
+        tested["test_seconds"] = test_seconds
     return {
         "epoch": epoch,
         "step": step,
         **{f"train_{name}": mean for name, mean in train.means().items()},
         "images_per_second": train.count / train_seconds,
         "train_seconds": train_seconds,
-        **{f"test_{name}": mean for name, mean in test.means().items()},
-        "test_seconds": test_seconds,
+        **tested,
         "compile_seconds": compile_seconds,
     }
 

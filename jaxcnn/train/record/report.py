@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from jaxcnn.data import Dataset
 from jaxcnn.data.pipeline import batch_sizes
 from jaxcnn.ops import cpu
 from jaxcnn.train.prepare import Setup
@@ -16,23 +17,25 @@ from jaxcnn.train.record.progress import Progress
 MIN_BATCH = 8
 
 
-def describe(setup: Setup, folder: Path) -> str:
+def describe(setup: Setup, folder: Path | None) -> str:
     """Return what is trained, on what and where, in four lines, and one more for each note.
 
     Args:
         setup: of the run.
-        folder: its workdir.
+        folder: its workdir, if it has one.
     """
+    test = f"{len(setup.test.labels):,}" if setup.test is not None else "no"
+    results = f"results in {folder}" if folder else "no workdir, so nothing is saved"
     config, devices = setup.config, setup.parallel.devices
     parameters = sum(x.size for x in jax.tree.leaves(setup.state.params))
     return (
         f"{setup.settings['model']}: {parameters:,} parameters, images of {config.image_size} x "
         f"{config.image_size} pixels\n"
-        f"{setup.settings['dataset']}: {len(setup.train.labels):,} training and "
-        f"{len(setup.test.labels):,} test images\n"
+        f"{setup.settings['dataset']}: {len(setup.train.labels):,} training and {test} test "
+        "images\n"
         f"{len(devices)} x {devices[0].device_kind}; batches of {config.batch_size}, "
         f"{config.num_epochs} epoch(s), seed {config.seed}\n"
-        f"results in {folder}" + "".join(f"\nnote: {note}" for note in _notes(setup))
+        f"{results}" + "".join(f"\nnote: {note}" for note in _notes(setup))
     )
 
 
@@ -73,9 +76,13 @@ def _data_notes(setup: Setup) -> list[str]:
             f"all training images are of one class, {train.class_names[train.labels[0]]!r}; "
             "shuffle a data set that is sorted, or raise config.max_train_examples"
         )
-    if np.array_equal(train.labels, test.labels) and np.array_equal(train.images, test.images):
+    if test is not None and _are_equal(train, test):
         notes.append("the test set is the training set, so nothing is measured on other images")
     return notes
+
+
+def _are_equal(one: Dataset, other: Dataset) -> bool:
+    return np.array_equal(one.labels, other.labels) and np.array_equal(one.images, other.images)
 
 
 def resume_message(progress: Progress, step: int, num_epochs: int) -> str:
@@ -91,18 +98,24 @@ def resume_message(progress: Progress, step: int, num_epochs: int) -> str:
     return f"resuming after epoch {progress.epoch} (step {step})"
 
 
-def summarize(rows: list[Row], folder: Path) -> str:
+def summarize(rows: list[Row], folder: Path | None) -> str:
     """Return the accuracies of a finished run, and where to look further.
 
     Args:
-        rows: of `metrics.jsonl`.
-        folder: the workdir.
+        rows: one for each epoch.
+        folder: the workdir, if there is one.
     """
     if not rows:
         return f"done; metrics.jsonl in {folder} has been removed, so there is nothing to show"
-    best = max(rows, key=lambda row: row["test_accuracy"])
-    return (
-        f"done: test accuracy {rows[-1]['test_accuracy']:.4f} after epoch {rows[-1]['epoch']}, "
-        f"best {best['test_accuracy']:.4f} after epoch {best['epoch']}\n"
-        f"see {folder / 'curves.png'}, {folder / 'metrics.jsonl'} and {folder / 'checkpoints'}"
-    )
+    split = "test" if "test_accuracy" in rows[-1] else "training"
+    key = "test_accuracy" if split == "test" else "train_accuracy"
+    best = max(rows, key=lambda row: row[key])
+    lines = [
+        f"done: {split} accuracy {rows[-1][key]:.4f} after epoch {rows[-1]['epoch']}, "
+        f"best {best[key]:.4f} after epoch {best['epoch']}"
+    ]
+    if folder is not None:
+        lines.append(
+            f"see {folder / 'curves.png'}, {folder / 'metrics.jsonl'} and {folder / 'checkpoints'}"
+        )
+    return "\n".join(lines)

@@ -32,15 +32,17 @@ _RENAMED = {"steps_per_dispatch": "steps_per_call"}
 class Workdir:
     """The folder of a run; a context manager that one process at a time can hold.
 
-    It contains `checkpoints/<step>/`, `run.json` (settings, data, and the environment of each
-    start), `metrics.jsonl` (a row per epoch), `steps.jsonl` (a row per step), `curves.png` and,
-    where tensorboardX is installed, `tensorboard/`.
+    It contains `checkpoints/<step>/`, `run.json` (settings, data, the names of the classes, the
+    environment of each start and, at the end, the result), `metrics.jsonl` (a row per epoch),
+    `steps.jsonl` (a row per step), `curves.png` and, where tensorboardX is installed,
+    `tensorboard/`.
 
     Args:
         folder: created if it is missing.
         settings: of the run: the config as a dict.
         digests: SHA-256 of each split of the data.
         environment: of this start, for the record.
+        facts: what else to record, such as the names of the classes: see `Setup.facts`.
 
     Attributes:
         changes: a line for each part of the environment that has changed since the last start.
@@ -55,13 +57,14 @@ class Workdir:
         settings: dict[str, Any],
         digests: dict[str, str],
         environment: dict[str, Any],
+        facts: dict[str, Any] | None = None,
     ):
         self.folder = Path(folder)
         self._open = contextlib.ExitStack()  # closes the lock and all that is open
         self._run_file = self.folder / "run.json"
         self._title = f"{settings['model']} on {settings['dataset']}"
         self.changes: list[str] = []
-        run: dict[str, Any] = {"config": settings, "data": digests, "starts": []}
+        run: dict[str, Any] = {"config": settings, "data": digests, **(facts or {}), "starts": []}
         try:
             with self._writing(ConfigError, "make it writable, or give another --workdir"):
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +79,8 @@ class Workdir:
                 self._checkpoints = CheckpointWriter(checkpoints)  # once it is known to be ours
                 self._open.callback(self._checkpoints.close)
                 run["starts"].append(environment)
-                write_atomically(self._run_file, f"{json.dumps(run, indent=2)}\n")
+                self._run = run
+                self._write_run()
         except BaseException:
             self._open.close()
             raise
@@ -139,20 +143,39 @@ class Workdir:
                 self._metrics.append([row])
                 self._tensorboard.write(row)
         self._checkpoints.save(int(state.step), state, progress)
+        if row is not None:
+            with contextlib.suppress(OSError):  # the curves may wait for the end of the run
+                self._draw()
 
     def rows(self) -> list[Row]:
         """Return the rows of `metrics.jsonl`."""
         return self._metrics.rows()
 
-    def draw(self) -> None:
-        """Plot the curves to `curves.png`, if there are any rows."""
+    def finish(self) -> None:
+        """Plot the curves to `curves.png` and record the result, if there are any rows."""
+        rows = self.rows()
         with self._writing(
             TrainingError, "the run is complete; make room, and give the same command for curves"
         ):
-            if self.rows():
-                unfinished = self.folder / ".unfinished.png"
-                plot_curves(self.rows(), unfinished, self._title)
-                unfinished.replace(self.folder / "curves.png")
+            if rows:
+                self._draw()
+                self._run["result"] = {"last": rows[-1]}
+                if "test_accuracy" in rows[-1]:
+                    best = max(rows, key=lambda row: row["test_accuracy"])
+                    self._run["result"]["best"] = best
+                self._write_run()
+
+    def what_is_left(self, step: int) -> str:
+        """Return what becomes of a run that stops after a step, for its last line."""
+        return f"and saved after step {step}; the same command goes on from there"
+
+    def _draw(self) -> None:
+        unfinished = self.folder / ".unfinished.png"
+        plot_curves(self.rows(), unfinished, self._title)
+        unfinished.replace(self.folder / "curves.png")
+
+    def _write_run(self) -> None:
+        write_atomically(self._run_file, f"{json.dumps(self._run, indent=2)}\n")
 
     @contextlib.contextmanager
     def _writing(self, kind: type[Exception], advice: str) -> Iterator[None]:
@@ -175,22 +198,16 @@ class Workdir:
                 "until it ends, or give another --workdir"
             ) from None
 
-    def _read_run(self) -> tuple[dict[str, Any], dict[str, str], list[dict[str, Any]]]:
-        """Return the settings, the digests and the starts that `run.json` records."""
-        try:
-            run = json.loads(self._run_file.read_text())
-            starts = [dict(start) for start in run["starts"]]
-            return _with_todays_keys(dict(run["config"])), run["data"], starts
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"the workdir {str(self.folder)!r} has checkpoints or logs, but its run.json "
-                f"cannot be read ({error}), so it is not known whose they are; restore it, or give "
-                "another --workdir"
-            ) from error
-
     def _check_same_run(self, now: dict[str, Any]) -> list[dict[str, Any]]:
         """Raise a ConfigError if the folder belongs to another run; return its earlier starts."""
-        config, data, starts = self._read_run()
+        try:
+            before = read_run(self.folder)
+        except ConfigError as error:
+            raise ConfigError(
+                f"the workdir {str(self.folder)!r} has checkpoints or logs, but {error}, so it is "
+                "not known whose they are; restore it, or give another --workdir"
+            ) from error
+        config, data, starts = before["config"], before["data"], before["starts"]
         changes = [
             f"{key} was {config.get(key)!r} and is {now['config'].get(key)!r}"
             for key in sorted(config.keys() | now["config"].keys())
@@ -209,6 +226,24 @@ class Workdir:
         return starts
 
 
+def read_run(folder: Path) -> dict[str, Any]:
+    """Return what `run.json` records: `config` (with today's keys), `data`, `starts` and more.
+
+    Args:
+        folder: of the run; nothing in it changes.
+
+    Raises:
+        ConfigError: if it cannot be read.
+    """
+    try:
+        run = json.loads((folder / "run.json").read_text())
+        run["starts"] = [dict(start) for start in run["starts"]]
+        run["config"], run["data"] = _with_todays_keys(dict(run["config"])), dict(run["data"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"its run.json cannot be read ({error})") from error
+    return run
+
+
 def _with_todays_keys(recorded: dict[str, Any]) -> dict[str, Any]:
     """Return recorded settings under their names of today, with defaults for newer keys."""
     renamed = {_RENAMED.get(key, key): value for key, value in recorded.items()}
@@ -221,5 +256,5 @@ def _changes(starts: list[dict[str, Any]], environment: dict[str, Any]) -> list[
     return [
         f"{key} was {before[key]} at the last start and is {now}: the bits may differ from there"
         for key, now in environment.items()
-        if key not in ("date", "platform") and before.get(key, now) != now
+        if key not in ("date", "platform", "commit") and before.get(key, now) != now
     ]

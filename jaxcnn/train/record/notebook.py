@@ -1,0 +1,75 @@
+"""What a run shows in Jupyter: curves that grow while it trains, and a line below them."""
+
+import base64
+import sys
+import time
+from typing import Any
+
+from jaxcnn.inspect.figures import curves_png
+from jaxcnn.train.record.display import Display, format_means
+from jaxcnn.train.record.logs import Row
+
+_SECONDS = 0.5  # between two changes of the line within an epoch
+
+
+def create_display(num_steps: int, num_epochs: int) -> Display:
+    """Return the display that suits the place: a notebook, a terminal or a file."""
+    return (NotebookDisplay if is_in_notebook() else Display)(num_steps, num_epochs)
+
+
+def is_in_notebook() -> bool:
+    """Return whether this is Jupyter, where what is shown goes to a cell."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+class NotebookDisplay(Display):
+    """Live progress of a run in a cell: the curves so far, and where it is.
+
+    Args:
+        num_steps: steps of the whole run.
+        num_epochs: epochs of the whole run.
+    """
+
+    def __init__(self, num_steps: int, num_epochs: int):
+        super().__init__(num_steps, num_epochs)
+        self._rows: list[Row] = []
+        self._handles: dict[str, Any] = {}
+
+    def step(self, epoch: int, step: int, rate: float, means: dict[str, float]) -> None:
+        """Show the latest step whose metrics are known."""
+        if time.monotonic() - self._last_line > _SECONDS:
+            self._show_line(
+                f"epoch {epoch}/{self._num_epochs}  step {step}/{self._num_steps}  "
+                f"{rate:,.0f} images/s  {format_means(means)}"
+            )
+
+    def epoch(
+        self,
+        epoch: int,
+        step: int,
+        rate: float,
+        train: dict[str, float],
+        test: dict[str, float] | None,
+    ) -> None:
+        """Let the curves grow by an epoch."""
+        splits = {"train": train, "test": test or {}}
+        means = {f"{split}_{name}": x for split, each in splits.items() for name, x in each.items()}
+        self._rows.append({"epoch": epoch, "step": step, **means})
+        png = base64.b64encode(curves_png(self._rows)).decode()
+        self._show("curves", {"image/png": png, "text/plain": "loss and accuracy by epoch"})
+        self._show_line(self._epoch_line(epoch, step, rate, train, test))
+
+    def _show_line(self, text: str) -> None:
+        self._last_line = time.monotonic()
+        self._show("line", {"text/plain": text})
+
+    def _show(self, name: str, content: dict[str, str]) -> None:
+        """Show something in the cell, in place of what had the name before."""
+        from IPython.display import display  # here, for it is there only in a notebook
+
+        if name in self._handles:
+            self._handles[name].update(content, raw=True)
+        else:
+            self._handles[name] = display(content, raw=True, display_id=True)

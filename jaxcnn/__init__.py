@@ -100,13 +100,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import what is not needed to build models, at its first use."""
-    if name not in _LATER:
-        raise AttributeError(f"module 'jaxcnn' has no attribute {name!r}")
-    if not _LATER[name]:
-        return importlib.import_module(f"jaxcnn.{name}")
-    return getattr(importlib.import_module(_LATER[name]), name)
+if not TYPE_CHECKING:  # type checkers see the imports above, and refuse other names
+
+    def __getattr__(name: str) -> Any:
+        """Import what is not needed to build models, at its first use."""
+        if name not in _LATER:
+            raise AttributeError(f"module 'jaxcnn' has no attribute {name!r}")
+        if not _LATER[name]:
+            return importlib.import_module(f"jaxcnn.{name}")
+        return getattr(importlib.import_module(_LATER[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -17,6 +17,7 @@ from jaxcnn.data import check_dataset
 from jaxcnn.errors import ConfigError
 from jaxcnn.files import local_path
 from jaxcnn.train.finetune import PartlyFrozen, check_frozen, digest, freeze_updates, transfer
+from jaxcnn.train.loggers import Logger
 from jaxcnn.train.loop import run
 from jaxcnn.train.prepare import Setup, prepare
 from jaxcnn.train.protocol import set_axis_name
@@ -43,6 +44,7 @@ def fit(
     workdir: str | Path | None = None,
     init_from: Trained | None = None,
     freeze: Sequence[str] = (),
+    loggers: Sequence[Logger] = (),
     **settings: Any,
 ) -> Trained:
     """Train a model, and evaluate it after each epoch if there is a test set.
@@ -68,6 +70,7 @@ def fit(
             as all but the last layer's are where the number of classes differs.
         freeze: names of modules or arrays that stay as they are (see `Trained.variables`), such as
             'b1_conv'; BatchNorm layers in them normalize by their running averages.
+        loggers: take the results of each epoch, too; see `jaxcnn.train.loggers`.
         **settings: any other key of the config, such as `image_size` (by default, that of the
             images), `momentum`, `dtype`, `augmentation`, `num_devices`.
 
@@ -101,7 +104,7 @@ def fit(
     setup = _prepare_transfer(setup, init_from, tuple(freeze))
     facts, digests = setup.facts(), setup.digests()
     folder = None if workdir is None else local_path(workdir, "workdir")
-    state, rows = run(setup, folder)
+    state, rows = run(setup, folder, loggers)
     config.update(model=setup.settings["model"], dataset=setup.settings["dataset"])
     plain = setup.model.model if isinstance(setup.model, PartlyFrozen) else setup.model
     return Trained(

@@ -1,6 +1,7 @@
 """What a person sees: a live line in a terminal, plain lines elsewhere, curves in a picture."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -21,46 +22,78 @@ ROW = {
 }
 
 
-def show(terminal):
+def show(terminal, width=80, with_test=True):
     out = io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=120, highlight=False)
+    console = Console(file=out, force_terminal=terminal, width=width, highlight=False)
     with Display(8, 2, console) as display:
+        with display.compiling():
+            pass
+        display.print("note: some words that are more than a narrow terminal has room for")
         display.step(1, 3, 1000.0, {"loss": 2.25, "accuracy": 0.125})
         display._live.refresh()
         display.evaluating()
         train, test = (
             {n: ROW[f"{s}_{n}"] for n in ("loss", "accuracy")} for s in ("train", "test")
         )
-        display.epoch(1, 4, 1234.5, train, test)
+        display.epoch(1, 4, 1234.5, train, test if with_test else None)
     return out.getvalue()
 
 
-def test_terminal_shows_the_live_line_and_keeps_the_epoch():
-    out = show(terminal=True)
-    for words in (
-        "epoch 1/2",
-        "3/8",
-        "1,000 images/s",
-        "loss 2.2500",
-        "accuracy 0.1250",
-        "left",
-        "evaluating",
-    ):
-        assert words in out
-    assert "epoch 1/2  step 4  train loss 2.0000 accuracy 0.2500  test loss 1.5000" in out
+def lines_of(out):
+    """The lines that a terminal has shown, without the codes that move and colour."""
+    return re.split(r"[\n\r]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out))
 
 
-def test_elsewhere_a_short_epoch_is_one_line():
-    assert show(terminal=False) == (
-        "epoch 1/2  step 4  train loss 2.0000 accuracy 0.2500  test loss 1.5000 accuracy 0.5000  "
-        "1,234 images/s\n"
-    )
+TABLE = """\
+   epoch  train loss  accuracy  test loss  accuracy  images/s
+     1/2      2.0000    0.2500     1.5000    0.5000     1,234
+"""
+UNTESTED = """\
+   epoch  train loss  accuracy  images/s
+     1/2      2.0000    0.2500     1,234
+"""
+
+
+@pytest.mark.parametrize("width", [80, 60, 40, 25])
+def test_a_terminal_shows_whole_words_and_numbers(width):
+    lines = lines_of(show(terminal=True, width=width))
+    assert max(map(len, lines)) <= width
+    assert "…" not in "".join(lines)
+    words = set(" ".join(lines).split())
+    words = {word.strip(",") for word in words}
+    assert {"narrow", "terminal", "1/2", "2.0000", "0.2500", "1,234", "accuracy"} <= words
+    assert {"compiling", "3/8", "left", "evaluating", "0.125"} <= words or width < 60
+    assert {"1,000", "images/s", "2.250"} <= words or width < 80
+
+
+def test_a_terminal_keeps_the_table():
+    lines = [line.rstrip() for line in lines_of(show(terminal=True))]
+    assert [line for line in TABLE.splitlines() if line not in lines] == []
+
+
+def test_elsewhere_a_short_epoch_is_a_row():
+    note, _, rest = show(terminal=False).partition("\n")
+    assert note.startswith("note: ")
+    assert rest == TABLE
+    assert show(terminal=False, with_test=False).endswith(UNTESTED)
+
+
+def test_the_headings_come_again():
+    out = io.StringIO()
+    with Display(8, 50, Console(file=out, width=80)) as display:
+        for epoch in range(50):
+            display.epoch(epoch + 1, 4, 10.0, {"loss": 1.0}, None)
+    assert [i for i, line in enumerate(out.getvalue().splitlines()) if "loss" in line] == [
+        0,
+        21,
+        42,
+    ]
 
 
 def test_elsewhere_a_long_epoch_prints_in_between(monkeypatch):
     monkeypatch.setattr(display_module, "_PLAIN_SECONDS", -1.0)
-    first = "epoch 1/2  step 3/8  1,000 images/s  loss 2.2500  accuracy 0.1250"
-    assert show(terminal=False).splitlines()[0] == first
+    line = "epoch 1/2  step 3/8  1,000 images/s  loss 2.2500  accuracy 0.1250"
+    assert show(terminal=False).splitlines()[1] == line
 
 
 @pytest.mark.parametrize("epochs", [1, 10])

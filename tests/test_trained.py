@@ -23,6 +23,7 @@ from jaxcnn.errors import ConfigError, DataError, StoppedError
 from jaxcnn.scores import evaluate_logits
 from jaxcnn.train import train_and_evaluate
 from jaxcnn.train.finetune import transfer
+from jaxcnn.train.loggers import MLflow
 from jaxcnn.train.programs import Programs
 from jaxcnn.train.record.checkpoint import Checkpoints
 
@@ -484,3 +485,51 @@ def test_curves_grow_in_jupyter():
     assert len(result.data["text/plain"]) < 400
     printed = "".join(output.text for output in cell.outputs if output.output_type == "stream")
     assert len(printed.splitlines()) < 10
+
+
+class Rows:
+    """A logger that remembers."""
+
+    def __init__(self, fails=""):
+        self.calls, self.fails = [], fails
+
+    def __getattr__(self, name):
+        def call(*args):
+            if name == self.fails:
+                raise RuntimeError("no connection\nsecond line")
+            self.calls.append((name, *args))
+
+        return call
+
+
+def test_loggers_are_told_and_cannot_disturb(tmp_path, capsys):
+    good, bad, lost = Rows(), Rows(fails="start"), Rows(fails="write")
+    loggers = [bad, good, lost]
+    trained = fit(Tiny(), workdir=tmp_path, loggers=loggers)
+    start, *writes, close = good.calls
+    assert start == ("start", json.loads((tmp_path / "run.json").read_text())["config"], 0)
+    assert [row for _, row in writes] == trained.history
+    assert close == ("close",)
+    printed = capsys.readouterr().out
+    assert "note: Rows.start fails, and is left out from here: no connection\n" in printed
+    assert printed.count("Rows.write fails") == 1
+    assert bad.calls == []
+    assert [name for name, *_ in lost.calls] == ["start"]
+    resumed = Rows()
+    fit(Tiny(), epochs=3, workdir=tmp_path, loggers=[resumed])
+    assert [resumed.calls[0][2], resumed.calls[1][1]["epoch"]] == [16, 3]
+
+
+def test_mlflow_has_the_run(tmp_path, monkeypatch):
+    tracking = pytest.importorskip("mlflow.tracking", reason="MLflow is not installed")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    uri = f"file:{tmp_path}/mlruns"
+    trained = fit(Tiny(), loggers=[MLflow(uri, "sizes", "tiny")])
+    client = tracking.MlflowClient(tracking_uri=uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("sizes").experiment_id])
+    assert (run.info.run_name, run.info.status) == ("tiny", "FINISHED")
+    assert run.data.params["batch_size"] == "32"
+    found = client.get_metric_history(run.info.run_id, "test_accuracy")
+    assert [(each.step, each.value) for each in found] == [
+        (row["step"], row["test_accuracy"]) for row in trained.history
+    ]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 
 from jaxcnn.errors import StoppedError
 from jaxcnn.files import local_path
+from jaxcnn.train.loggers import Logger, Loggers
 from jaxcnn.train.metrics import Metrics
 from jaxcnn.train.pace import Pace
 from jaxcnn.train.prepare import Setup, prepare
@@ -37,6 +39,7 @@ def train_and_evaluate(
     optimizer: optax.GradientTransformation | None = None,
     train: Any = None,
     test: Any = None,
+    loggers: Sequence[Logger] = (),
 ) -> TrainState:
     """Train a model and evaluate it after each epoch, resuming where an earlier call stopped.
 
@@ -51,6 +54,7 @@ def train_and_evaluate(
         optimizer: likewise.
         train: training set, likewise.
         test: test set, likewise.
+        loggers: take the results of each epoch, too; see `jaxcnn.train.loggers`.
 
     Returns:
         The state after the last epoch, or that of the last checkpoint if the folder holds a run of
@@ -65,16 +69,19 @@ def train_and_evaluate(
     """
     workdir = local_path(workdir, "workdir")  # before any work
     setup = prepare(config, model=model, optimizer=optimizer, train=train, test=test)
-    state, _ = run(setup, workdir)
+    state, _ = run(setup, workdir, loggers)
     return state
 
 
-def run(setup: Setup, workdir: Path | None) -> tuple[TrainState, list[Row]]:
+def run(
+    setup: Setup, workdir: Path | None, loggers: Sequence[Logger] = ()
+) -> tuple[TrainState, list[Row]]:
     """Train what `prepare` has made, resuming where an earlier run in the folder stopped.
 
     Args:
         setup: what to train; its state is donated.
         workdir: folder of the run; None to keep nothing.
+        loggers: see `train_and_evaluate`.
 
     Returns:
         The last state, and a row for each epoch.
@@ -91,7 +98,9 @@ def run(setup: Setup, workdir: Path | None) -> tuple[TrainState, list[Row]]:
         setup, progress = _resume(setup, record, display)
         state = setup.state
         if progress.epoch < config.num_epochs:
-            state = _train(setup, progress, record, display)
+            with Loggers(loggers, display.print) as each:
+                each.start(setup.settings, int(state.step))
+                state = _train(setup, progress, record, display, each)
         record.finish()
         display.print(report.summarize(record.rows(), workdir))
         return state, record.rows()
@@ -116,13 +125,18 @@ def _resume(setup: Setup, run: Workdir | Unsaved, display: Display) -> tuple[Set
 
 
 def _train(
-    setup: Setup, progress: Progress, run: Workdir | Unsaved, display: Display
+    setup: Setup,
+    progress: Progress,
+    run: Workdir | Unsaved,
+    display: Display,
+    loggers: Loggers,
 ) -> TrainState:
     """Compile, and train to the last epoch."""
-    programs = Programs(setup)
+    with display.compiling():
+        programs = Programs(setup)
     with StopSignal() as stop:
         display.print(f"compiled in {programs.compile_seconds:.1f} s")
-        trainer = Trainer(setup, programs, run, display, stop, progress)
+        trainer = Trainer(setup, programs, run, display, stop, progress, loggers)
         while trainer.progress.epoch < setup.config.num_epochs:
             trainer.train_epoch()
     return trainer.state
@@ -142,6 +156,7 @@ class Trainer:
         display: what to show progress on.
         stop: tells whether a signal has asked to stop.
         progress: at the state to start from.
+        loggers: take the results of each epoch, too.
     """
 
     def __init__(
@@ -152,9 +167,11 @@ class Trainer:
         display: Display,
         stop: StopSignal,
         progress: Progress,
+        loggers: Loggers,
     ):
         self.state, self.progress = setup.state, progress
         self._programs, self._run, self._display, self._stop = programs, run, display, stop
+        self._loggers = loggers
         self._pace = Pace(
             setup.full_batches,
             setup.steps_per_epoch,
@@ -238,6 +255,7 @@ class Trainer:
         self._compile_seconds = 0.0
         self.progress = Progress(epoch, test_accuracy=None if test is None else test.accuracy())
         self._save(row)
+        self._loggers.write(row)
         test_means = None if test is None else test.means()
         rate = train.count / seconds
         self._display.epoch(epoch, self._step, rate, train.means(), test_means)

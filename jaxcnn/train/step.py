@@ -100,7 +100,7 @@ def eval_step(
     state: TrainState,
     images: jax.Array,
     labels: jax.Array,
-    weights: jax.Array,
+    weights: jax.Array | None = None,
     *,
     model: nn.Module,
     axis_name: str | None = None,
@@ -113,7 +113,8 @@ def eval_step(
         state: whose parameters and running averages to use.
         images: floating point [N, H, W, C].
         labels: integers [N]; see `train_step`.
-        weights: [N], 1 for an example and 0 for padding, whose image and label may be anything.
+        weights: [N], 1 for an example and 0 for padding, whose image and label may be anything;
+            None if there is no padding.
         model: maps images to logits.
         axis_name: mapped axis that the batch is split over; metrics are summed over it. None on one
             device.
@@ -137,6 +138,8 @@ def eval_step(
     _check_batch(images, labels)
     logits = model.apply(state.variables, images, train=False)
     losses = _cross_entropy(logits, labels)
+    if weights is None:
+        weights = jnp.ones_like(losses)
     metrics = Metrics.from_batch(losses, logits, labels, weights)
     return metrics if axis_name is None else lax.psum(metrics, axis_name)
 

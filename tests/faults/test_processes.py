@@ -39,7 +39,7 @@ def test_a_signal_ends_it_with_a_code_and_a_line(straight, tmp_path):
     digest, _ = straight
     trainer = Trainer(tmp_path / "stopped")
     process = trainer.start()
-    trainer.wait_until(process, "epoch 1/6")
+    trainer.wait_until(process, " 1/6 ")
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 143

@@ -2,23 +2,34 @@
 
 import contextlib
 import sys
+import textwrap
 import time
+from collections.abc import Iterator
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    SpinnerColumn,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
 _PLAIN_SECONDS = 30.0  # between two lines within an epoch, where the output is not a terminal
+_LIVE_WIDTH = 60  # columns of a terminal that has room for the live line
+_BAR_WIDTH = 10
+_ROWS = 20  # of the table of epochs below each of its headings
+
+Means = dict[str, float]
 
 
 class Display:
     """Live progress of a run; a context manager.
+
+    In a terminal no line is longer than it is wide, if the words allow it.
 
     Args:
         num_steps: steps of the whole run.
@@ -29,29 +40,32 @@ class Display:
     def __init__(self, num_steps: int, num_epochs: int, console: Console | None = None):
         # Plain lines in Jupyter: rich takes it for a terminal, but a redrawn bar floods the cell.
         self.console = console or Console(
-            highlight=False,
-            soft_wrap=True,
-            force_jupyter=False,
-            force_terminal=sys.stdout.isatty(),
+            highlight=False, force_jupyter=False, force_terminal=sys.stdout.isatty()
         )
         self._num_steps, self._num_epochs = num_steps, num_epochs
         self._last_line = time.monotonic()
-        self._live = Progress(
+        self._num_rows = 0
+        self._is_live = self.console.is_terminal and self.console.width >= _LIVE_WIDTH
+        self._live = self._progress(
             TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(bar_width=20),
-            TextColumn("step"),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=_BAR_WIDTH),
+            TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
-            console=self.console,
-            transient=True,
-            refresh_per_second=4,
-            disable=not self.console.is_terminal,
-            speed_estimate_period=600,
         )
         self._task = self._live.add_task(
             "", total=num_steps, visible=False, epoch=f"-/{num_epochs}", numbers=""
+        )
+
+    def _progress(self, *columns: ProgressColumn) -> Progress:
+        return Progress(
+            *columns,
+            console=self.console,
+            transient=True,
+            refresh_per_second=4,
+            disable=not self._is_live,
+            speed_estimate_period=600,
         )
 
     def __enter__(self) -> "Display":
@@ -68,11 +82,35 @@ class Display:
             self._live.stop()
 
     def print(self, text: str) -> None:
-        """Print a line that stays; a failure to print does not stop the run."""
+        """Print lines that stay; a failure to print does not stop the run."""
+        if self.console.is_terminal:
+            text = "\n".join(map(self._wrap, text.splitlines()))
         with contextlib.suppress(OSError):
-            self.console.print(text, markup=False)
+            self.console.print(text, markup=False, soft_wrap=True)
 
-    def step(self, epoch: int, step: int, rate: float, means: dict[str, float]) -> None:
+    def _wrap(self, line: str) -> str:
+        """Break a line between words, and nowhere else: a path stays whole."""
+        return textwrap.fill(
+            line,
+            self.console.width,
+            break_long_words=False,
+            break_on_hyphens=False,
+            drop_whitespace=len(line) > self.console.width,
+        )
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Show in a terminal that programs are being compiled, and for how long by now."""
+        with contextlib.suppress(OSError):
+            self._live.stop()
+        columns = (SpinnerColumn("line"), TextColumn("compiling"), TimeElapsedColumn())
+        with self._progress(*columns) as live:
+            live.add_task("", total=None)
+            yield
+        with contextlib.suppress(OSError):
+            self._live.start()
+
+    def step(self, epoch: int, step: int, rate: float, means: Means) -> None:
         """Show the latest step whose metrics are known.
 
         Args:
@@ -81,34 +119,38 @@ class Display:
             rate: images per second in this epoch.
             means: of this epoch so far, as `Metrics.means` returns them.
         """
-        numbers = f"{rate:,.0f} images/s  {format_means(means, separator='  ')}"
-        if self.console.is_terminal:
+        if self._is_live:
             self._live.update(
                 self._task,
                 completed=step,
                 visible=True,
                 epoch=f"{epoch}/{self._num_epochs}",
-                numbers=numbers,
+                numbers=self._fitting_numbers(epoch, rate, means),
             )
         elif time.monotonic() - self._last_line > _PLAIN_SECONDS:
             self._last_line = time.monotonic()
             self.print(
-                f"epoch {epoch}/{self._num_epochs}  step {step}/{self._num_steps}  {numbers}"
+                f"epoch {epoch}/{self._num_epochs}  step {step}/{self._num_steps}  "
+                f"{rate:,.0f} images/s  {format_means(means)}"
             )
+
+    def _fitting_numbers(self, epoch: int, rate: float, means: Means) -> str:
+        """Return as many of the numbers as the live line has room for."""
+        others = (
+            f"epoch {epoch}/{self._num_epochs}  {self._num_steps}/{self._num_steps}  0:00:00 left"
+        )
+        room = self.console.width - len(others) - _BAR_WIDTH
+        numbers = [f"{rate:,.0f} images/s", *(f"{name} {mean:.3f}" for name, mean in means.items())]
+        while numbers and len("  ".join(numbers)) > room:
+            numbers.pop(0)
+        return "  ".join(numbers)
 
     def evaluating(self) -> None:
         """Show that the epoch's steps are done and the test set is being evaluated."""
         self._live.update(self._task, numbers="evaluating")
 
-    def epoch(
-        self,
-        epoch: int,
-        step: int,
-        rate: float,
-        train: dict[str, float],
-        test: dict[str, float] | None,
-    ) -> None:
-        """Print the result of a finished epoch.
+    def epoch(self, epoch: int, step: int, rate: float, train: Means, test: Means | None) -> None:
+        """Print the result of a finished epoch, as a row of a table.
 
         Args:
             epoch: from 1.
@@ -118,26 +160,32 @@ class Display:
             test: means over the test set, if there is one.
         """
         self._last_line = time.monotonic()
-        self.print(self._epoch_line(epoch, step, rate, train, test))
+        headings, numbers = ["epoch"], [f"{epoch}/{self._num_epochs}"]
+        for split, means in (("train", train), ("test", test or {})):
+            for name, mean in means.items():
+                headings.append(f"{split} {name}" if name == next(iter(means)) else name)
+                numbers.append(f"{mean:.4f}")
+        headings, numbers = [*headings, "images/s"], [*numbers, f"{rate:,.0f}"]
+        widths = [max(len(heading), 8) for heading in headings]
+        heading = _as_row(headings, widths)
+        if self.console.is_terminal and len(heading) > self.console.width:
+            pairs = zip(headings, numbers, strict=True)
+            self.print(", ".join(f"{heading} {number}" for heading, number in pairs))
+            return
+        if self._num_rows % _ROWS == 0:
+            self.print(heading)
+        self._num_rows += 1
+        self.print(_as_row(numbers, widths))
 
-    def _epoch_line(
-        self,
-        epoch: int,
-        step: int,
-        rate: float,
-        train: dict[str, float],
-        test: dict[str, float] | None,
-    ) -> str:
-        splits = {"train": train, "test": test or {}}
-        results = [f"{name} {format_means(means)}" for name, means in splits.items() if means]
-        start = f"epoch {epoch}/{self._num_epochs}  step {step}"
-        return "  ".join([start, *results, f"{rate:,.0f} images/s"])
+
+def _as_row(cells: list[str], widths: list[int]) -> str:
+    return "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
 
 
-def format_means(means: dict[str, float], separator: str = " ") -> str:
+def format_means(means: Means) -> str:
     """Return metrics as text.
 
     >>> format_means({"loss": 1.5, "accuracy": 0.25})
-    'loss 1.5000 accuracy 0.2500'
+    'loss 1.5000  accuracy 0.2500'
     """
-    return separator.join(f"{name} {mean:.4f}" for name, mean in means.items())
+    return "  ".join(f"{name} {mean:.4f}" for name, mean in means.items())

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from jaxcnn.inspect.figures import curves_png
-from jaxcnn.train.record.display import Display, format_means
+from jaxcnn.train.record.display import Display, Means, format_means
 from jaxcnn.train.record.logs import Row
 
 _SECONDS = 0.5  # between two changes of the line within an epoch
@@ -37,7 +37,7 @@ class NotebookDisplay(Display):
         self._rows: list[Row] = []
         self._handles: dict[str, Any] = {}
 
-    def step(self, epoch: int, step: int, rate: float, means: dict[str, float]) -> None:
+    def step(self, epoch: int, step: int, rate: float, means: Means) -> None:
         """Show the latest step whose metrics are known."""
         if time.monotonic() - self._last_line > _SECONDS:
             self._show_line(
@@ -45,21 +45,16 @@ class NotebookDisplay(Display):
                 f"{rate:,.0f} images/s  {format_means(means)}"
             )
 
-    def epoch(
-        self,
-        epoch: int,
-        step: int,
-        rate: float,
-        train: dict[str, float],
-        test: dict[str, float] | None,
-    ) -> None:
+    def epoch(self, epoch: int, step: int, rate: float, train: Means, test: Means | None) -> None:
         """Let the curves grow by an epoch."""
         splits = {"train": train, "test": test or {}}
         means = {f"{split}_{name}": x for split, each in splits.items() for name, x in each.items()}
         self._rows.append({"epoch": epoch, "step": step, **means})
         png = base64.b64encode(curves_png(self._rows)).decode()
         self._show("curves", {"image/png": png, "text/plain": "loss and accuracy by epoch"})
-        self._show_line(self._epoch_line(epoch, step, rate, train, test))
+        results = (f"{name} {format_means(x)}" for name, x in splits.items() if x)
+        start = f"epoch {epoch}/{self._num_epochs}  step {step}"
+        self._show_line("  ".join([start, *results, f"{rate:,.0f} images/s"]))
 
     def _show_line(self, text: str) -> None:
         self._last_line = time.monotonic()

@@ -1,46 +1,77 @@
 """The calls of a model's layers, recorded while the model is traced."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+import itertools
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.xla_metadata import set_xla_metadata
 
-from jaxcnn.inspect.trace import Layer
 from jaxcnn.layers import Conv, Dense
+
+MARK = "jaxcnn_layer"  # key of the metadata that tell which call an operation belongs to
+_NUMBERS = itertools.count()
 
 Path = tuple[str, ...]
 
 
 @dataclass(eq=False)
-class Call(Layer):
+class Call:
     """The call of a module, or of a function in an `nn.Sequential`.
 
     Attributes:
-        kind: type of the module or function.
-        type: name of the module's type, with that of a method other than `__call__`, or of the
-            function.
+        parent: the call that it is made within; None for the model's.
+        item: the module or function.
         path: of a module in the tree of parameters; None for a function.
-        is_whole: whether the module is called, and not another of its methods.
-        name: of a module, if it was given one.
-        activation: name of the function that a layer of jaxcnn applies to its sums, if any.
+        method: name of the module's method.
+        mark: what tells it from every other call, of this model or another.
         shapes: of the arrays that it returns.
+        fields: receptive field of each array that it returns, each time that it runs; None where
+            that is not known, or not the same at all positions.
+        products: multiply-accumulates outside the calls within it; None if they are not known.
         own: paths of its parameters.
         inner: the calls within it.
     """
 
-    kind: type = object
-    type: str = ""
+    parent: "Call | None"
+    item: Any
     path: Path | None = None
-    is_whole: bool = True
-    name: str = ""
-    activation: str = ""
+    method: str = "__call__"
+    mark: str = field(default_factory=lambda: str(next(_NUMBERS)))
     shapes: list[tuple[int, ...]] = field(default_factory=list)
+    fields: list[tuple[int, int] | None] = field(default_factory=list)
+    products: int | None = 0
     own: set[Path] = field(default_factory=set)
     inner: list["Call"] = field(default_factory=list)
+
+    @property
+    def layer(self) -> "Call":
+        """The call itself; or the one around it, if it returns no arrays or never runs."""
+        return self if self.fields or self.parent is None else self.parent.layer
+
+    @property
+    def type(self) -> str:
+        """Name of the module's type, with that of a method other than `__call__`, or function."""
+        suffix = "" if self.method == "__call__" else f".{self.method}"
+        return _type_name(self.item) + suffix
+
+    @property
+    def name(self) -> str:
+        """Path of a module that was given a name; else ''."""
+        return _own_name(self.item) if self.path else ""
+
+    @property
+    def activation(self) -> str:
+        """Name of the function that a layer of jaxcnn applies to its sums, if any."""
+        function = self.item.activation if isinstance(self.item, Conv | Dense) else None
+        if function is None or isinstance(function, nn.Module):  # a module is a layer by itself
+            return ""
+        return _type_name(without_arguments(function))
 
     @property
     def parameters(self) -> set[Path]:
@@ -53,6 +84,13 @@ class Call(Layer):
         counts = [self.products, *(call.macs for call in self.inner)]
         return None if None in counts else sum(filter(None, counts))
 
+    def count(self, products: int | None, times: int | None) -> None:
+        """Add multiply-accumulates that are made so many times."""
+        if self.products is None or products is None or (times is None and products):
+            self.products = None
+        else:
+            self.products += (times or 0) * products
+
     def has(self, parameter: Path) -> bool:
         """Return whether a parameter lies in its module, or directly in it if a method is called.
 
@@ -60,7 +98,7 @@ class Call(Layer):
         """
         if self.path is None or parameter[: len(self.path)] != self.path:
             return False
-        return self.is_whole or len(parameter) == len(self.path) + 1
+        return self.method == "__call__" or len(parameter) == len(self.path) + 1
 
 
 class Recorder:
@@ -74,7 +112,7 @@ class Recorder:
         self.calls: list[Call] = []
         self._within: list[Call] = []  # the innermost last
         self._listed = 0  # identity of a `Sequential` that stands in another
-        self._is_apart = False
+        self._is_apart = False  # in a model that is applied within this one
 
     def record_model(self, model: nn.Module, run: Callable[[], Any]) -> Any:
         """Return what a model returns whose call is `run`, and record it."""
@@ -92,21 +130,15 @@ class Recorder:
         if is_plain and module.layers:
             run = partial(self._run_items, module, *args, **kwargs)
         around = [call for call in self._within if call.path == module.path]
-        if around and not issubclass(around[-1].kind, type(module)):
-            with self._apart():  # the modules of a model that is applied within this one
-                return run()
+        if around and not isinstance(module, type(around[-1].item)):
+            self._is_apart = True
+            y = run()
+            self._is_apart = False
+            return y
         is_part = is_plain and id(module) != self._listed and not _own_name(module)
         if around or is_part:
             return run()
         return self._record(run, module, module.path, method)
-
-    @contextmanager
-    def _apart(self) -> Iterator[None]:
-        self._is_apart = True
-        try:
-            yield
-        finally:
-            self._is_apart = False
 
     def _run_items(self, sequential: nn.Sequential, *args: Any, **kwargs: Any) -> Any:
         """Do what `nn.Sequential` does, and record the plain functions in it."""
@@ -123,50 +155,40 @@ class Recorder:
     def _record(
         self, run: Callable, layer: Any, path: Path | None = None, method: str = "__call__"
     ) -> Any:
-        suffix = "" if method == "__call__" else f".{method}"
-        call = Call(
-            len(self.calls),
-            self._within[-1] if self._within else None,
-            kind=type(layer),
-            type=_type_name(layer) + suffix,
-            path=path,
-            is_whole=not suffix,
-            name=_own_name(layer) if path else "",
-            activation=_activation(layer),
-        )
+        call = Call(self._within[-1] if self._within else None, layer, path, method)
         self.calls.append(call)
         self._within.append(call)
         try:
-            with call.scope():
-                y = call.name_arrays(run())
+            # With other metadata around them, functions under `jit` are traced anew.
+            with set_xla_metadata(**{MARK: call.mark}):
+                y = jax.tree.map(partial(_mark, call.mark), run())
         finally:
             self._within.pop()
         call.shapes.extend(tuple(x.shape) for x in jax.tree.leaves(y) if hasattr(x, "shape"))
         return y
 
 
+def _mark(name: str, x: Any) -> Any:
+    """Return an array with a name in the program."""
+    is_key = jnp.issubdtype(getattr(x, "dtype", int), jax.dtypes.extended)
+    return checkpoint_name(x, name) if isinstance(x, jax.Array) and not is_key else x
+
+
 def nest(calls: Sequence[Call], parameters: Collection[Path]) -> Call:
     """Return the call of the model, with each call put into the one around it.
-
-    A call that returns no arrays, or that the program does not make, becomes a part of that one.
 
     Args:
         calls: as recorded, and completed by `trace.read`.
         parameters: paths of the model's.
     """
-    layers: list[Call] = []
     for call in calls:
-        layer = call
-        if call.parent is not None:
-            around = layers[call.parent.number]
-            layer = call if call.extents else around
-            if call.extents:
-                around.inner.append(call)
-            else:
-                around.count(call.products, 1)
+        layer = call.layer
         layer.own.update(filter(call.has, parameters))
-        layers.append(layer)
-    return layers[0]
+        if layer is not call:
+            layer.count(call.products, 1)
+        elif call.parent is not None:
+            call.parent.layer.inner.append(call)
+    return calls[0]
 
 
 def without_arguments(layer: Any) -> Any:
@@ -184,11 +206,3 @@ def _own_name(module: nn.Module) -> str:
     """Return the name that a module was given; '' if Flax made one, of its type and a number."""
     is_made = not module.path or module.path[-1].startswith(f"{type(module).__name__}_")
     return "" if is_made else "/".join(module.path)
-
-
-def _activation(layer: Any) -> str:
-    """Return the name of the function that a convolution or dense layer applies to its sums."""
-    function = layer.activation if isinstance(layer, Conv | Dense) else None
-    if function is None or isinstance(function, nn.Module):  # a module is a layer by itself
-        return ""
-    return _type_name(without_arguments(function))

@@ -13,11 +13,13 @@ from flax.errors import FlaxError
 from rich.table import Table
 
 from jaxcnn.errors import JaxcnnError, first_line
-from jaxcnn.inspect import trace
 from jaxcnn.inspect.calls import Call, Path, Recorder, nest, without_arguments
+from jaxcnn.inspect.trace import Fixed, read
 from jaxcnn.ops.sizes import as_integer
 
 _REFUSALS = (FlaxError, ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
+
+_NO_MASKS = ("params", "batch_stats")  # collections; what others hold may hide parts of an image
 
 # How a model is called that wants to be told: for evaluation.
 _MODES = {
@@ -47,8 +49,7 @@ class LayerRow:
             a condition.
         receptive_field: (height, width) in pixels of the input that the outputs at one position
             depend on, all channels together; in [N, features], all features. Near the edge some
-            of the pixels are padding. None if it is not known, or not the same at all positions
-            (those near circular padding aside).
+            of the pixels are padding. None if it is not known, or not the same at all positions.
         shared_parameters: trainable ones that an earlier layer has too and that count there.
     """
 
@@ -118,12 +119,18 @@ def layer_summary(model: nn.Module, input_shape: Sequence[int]) -> list[LayerRow
     except _REFUSALS as error:
         message = f"{type(module).__name__} cannot take images {images.shape}: {first_line(error)}"
         raise ValueError(message) from error
-    with trace.without_cache():
-        program = jax.make_jaxpr(run)(images, variables, keys)
-    trace.read(program, recorder.calls)
-    flat, _ = jax.tree_util.tree_flatten_with_path(variables.get("params", {}))
-    sizes = {tuple(str(getattr(key, "key", key)) for key in path): x.size for path, x in flat}
-    return list(_rows(nest(recorder.calls, sizes), sizes))
+    program = jax.make_jaxpr(run)(images, variables, keys)
+    flat, _ = jax.tree_util.tree_flatten_with_path(variables)
+    leaves = [(tuple(str(getattr(key, "key", key)) for key in path), x) for path, x in flat]
+    others = [Fixed.CLEAN if path[0] in _NO_MASKS else Fixed.MASK for path, _ in leaves]
+    read(program, recorder.calls, [*others, *(Fixed.CLEAN for _ in keys)])
+    sizes = {path[1:]: x.size for path, x in leaves if path[0] == "params"}
+    whole = nest(recorder.calls, sizes)
+    rows = list(_rows(whole.inner, 1, set(), sizes))
+    rest = set(sizes).difference(*(call.parameters for call in whole.inner))
+    if whole.products != 0 or rest or not rows:  # the model has more than its layers
+        rows.append(_row(replace(whole, own=rest, inner=[]), 1, set(), sizes))
+    return rows
 
 
 def summary_table(
@@ -205,35 +212,30 @@ def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
-def _rows(model: Call, sizes: dict[Path, int]) -> Iterator[LayerRow]:
-    """Yield the rows of a model's layers, and one of the model for what it has beside them.
+def _rows(
+    calls: Sequence[Call], depth: int, counted: set[Path], sizes: dict[Path, int]
+) -> Iterator[LayerRow]:
+    """Yield the rows of calls and of those within them.
 
     Args:
-        model: its call.
-        sizes: of its parameters.
+        calls: in their order.
+        depth: of these calls.
+        counted: parameters that earlier calls have.
+        sizes: of all parameters.
     """
-    counted: set[Path] = set()
-    for call in model.inner:
-        yield from _rows_within(call, 1, counted, sizes)
-        counted |= call.parameters
-    if model.products != 0 or counted != set(sizes) or not model.inner:
-        yield _row(replace(model, own=set(sizes) - counted, inner=[]), 1, set(), sizes)
-
-
-def _rows_within(
-    call: Call, depth: int, counted: set[Path], sizes: dict[Path, int]
-) -> Iterator[LayerRow]:
-    row = _row(call, depth, counted, sizes)
-    yield row
-    for inner in call.inner:
-        yield from _rows_within(inner, depth + 1, counted, sizes)
-        counted = counted | inner.parameters
-    if call.activation:
-        yield replace(row, type=call.activation, name="", parameters=0, macs=0, shared_parameters=0)
+    for call in calls:
+        row = _row(call, depth, counted, sizes)
+        yield row
+        yield from _rows(call.inner, depth + 1, counted, sizes)
+        if call.activation:
+            yield replace(
+                row, type=call.activation, name="", parameters=0, macs=0, shared_parameters=0
+            )
+        counted = counted | call.parameters
 
 
 def _row(call: Call, depth: int, counted: set[Path], sizes: dict[Path, int]) -> LayerRow:
-    extents = set(call.extents)
+    fields = set(call.fields)
     return LayerRow(
         depth=depth,
         type=call.type,
@@ -241,6 +243,6 @@ def _row(call: Call, depth: int, counted: set[Path], sizes: dict[Path, int]) -> 
         shape=call.shapes[0] if len(call.shapes) == 1 else None,
         parameters=sum(sizes[path] for path in call.parameters - counted),
         macs=call.macs,
-        receptive_field=extents.pop() if len(extents) == 1 else None,
+        receptive_field=fields.pop() if len(fields) == 1 else None,
         shared_parameters=sum(sizes[path] for path in call.parameters & counted),
     )

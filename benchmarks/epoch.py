@@ -41,6 +41,7 @@ def jaxcnn_epoch() -> Callable[[], None]:
 
     from jaxcnn.config import get_default_config
     from jaxcnn.train import loop
+    from jaxcnn.train.loggers import Loggers
     from jaxcnn.train.prepare import prepare
     from jaxcnn.train.programs import Programs
     from jaxcnn.train.record.display import Display
@@ -55,11 +56,12 @@ def jaxcnn_epoch() -> Callable[[], None]:
     run = Workdir(tempfile.mkdtemp(), setup.settings, digests={}, environment={})
     run.resume(setup.state, warn=print)
     screen = Console(file=io.StringIO(), force_terminal=True)  # drawn, but not shown
+    quiet = Loggers((), print)
 
     def epoch() -> None:
         nonlocal setup, progress
         with Display(10**6, 10**6, screen) as display:  # takes over the standard output meanwhile
-            trainer = loop.Trainer(setup, programs, run, display, StopSignal(), progress)
+            trainer = loop.Trainer(setup, programs, run, display, StopSignal(), progress, quiet)
             trainer.train_epoch()
         setup, progress = dataclasses.replace(setup, state=trainer.state), trainer.progress
 

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from jaxcnn.config import get_default_config
 from jaxcnn.train import loop
+from jaxcnn.train.loggers import Loggers
 from jaxcnn.train.pace import Pace
 from jaxcnn.train.prepare import prepare
 from jaxcnn.train.programs import Programs
@@ -51,6 +52,7 @@ def main() -> None:
     state, _ = run.resume(setup.state, warn=print)
     shares, peaks, lines = [], [], []
     screen = Console(file=io.StringIO(), force_terminal=True)  # drawn, but not shown
+    quiet = Loggers((), print)
     with Display(10**6, options.epochs, screen) as display:
         for epoch in range(options.epochs):
             start = time.perf_counter()
@@ -60,7 +62,7 @@ def main() -> None:
             alone = time.perf_counter() - start
             start = time.perf_counter()
             setup, progress = dataclasses.replace(setup, state=state), Progress(epoch=2 * epoch + 1)
-            trainer = loop.Trainer(setup, programs, run, display, StopSignal(), progress)
+            trainer = loop.Trainer(setup, programs, run, display, StopSignal(), progress, quiet)
             trainer.train_epoch()
             whole = time.perf_counter() - start
             state, step = trainer.state, int(trainer.state.step)

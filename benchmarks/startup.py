@@ -39,7 +39,7 @@ def time_first_step(model: str) -> tuple[float, float]:
         start = time.perf_counter()
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         for line in process.stdout or ():
-            if line.startswith("epoch "):
+            if line.split()[:1] == ["1/1"]:
                 break
         seconds = time.perf_counter() - start
         process.communicate()

@@ -182,13 +182,13 @@ class Trained:
             figure.savefig(local_path(path, "path"))
         return figure
 
-    def export(self, path: str | Path, names: str = "d2l") -> Path:
+    def export(self, path: str | Path, names: str | None = None) -> Path:
         """Write the model for another runtime; the suffix of the path says which.
 
         Args:
             path: of a file that does not exist yet: '.onnx', '.stablehlo', '.safetensors' or
                 '.pt'; see `jaxcnn.export.export_model`.
-            names: of the arrays in the last two: those of 'd2l' or 'torchvision'.
+            names: of the arrays in the last two: those of 'd2l' (the default) or 'torchvision'.
 
         Returns:
             The path.

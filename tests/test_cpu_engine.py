@@ -1,9 +1,11 @@
 """The engine for CPUs: against float64, under every transformation, its tables and fallbacks."""
 
+import dataclasses
 import functools
 import itertools
 import json
 import shutil
+import subprocess
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +22,7 @@ import references
 from conftest import small_config
 from jaxcnn import __main__, ops
 from jaxcnn.ops import cpu, xla
-from jaxcnn.ops.cpu import limits, onednn, primitives, probe, products, select, winograd
+from jaxcnn.ops.cpu import limits, primitives, probe, products, select, winograd
 from jaxcnn.ops.cpu.limits import NEVER, Limits
 from jaxcnn.ops.geometry import Geometry
 from jaxcnn.train.prepare import prepare
@@ -504,12 +506,56 @@ def test_a_verdict_that_cannot_be_read_is_found_again(content, monkeypatch, tmp_
     assert content is None or file.read_text() == probe._ALL
 
 
+def test_a_verdict_is_of_one_jaxlib_one_source_and_what_onednn_reads(monkeypatch, tmp_path):
+    files = [probe._verdict_file()]
+    for change, arguments in (
+        (monkeypatch.setenv, ("ONEDNN_MAX_CPU_ISA", "SSE41")),
+        (monkeypatch.setattr, (jaxlib, "__version__", "0.0.1")),
+        (monkeypatch.setattr, (probe, "_CALLS", tmp_path / "onednn.py")),
+    ):
+        (tmp_path / "onednn.py").write_text("other calls")
+        change(*arguments)
+        files.append(probe._verdict_file())
+    assert len(set(files)) == 4
+
+
+def test_a_probe_that_could_not_run_is_run_again_next_time(monkeypatch, tmp_path):
+    def run():
+        raise subprocess.TimeoutExpired("probe.py", 120)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", f"{tmp_path}")
+    monkeypatch.setattr(probe, "_run_probe", run)
+    expected = "not in use: the probe could not run (TimeoutExpired)"
+    assert probe.verdict.__wrapped__() == expected
+    assert not probe._verdict_file().exists()
+
+
+def test_the_probe_runs_without_the_users_settings_of_jax(monkeypatch):
+    """The verdict is kept for every other process."""
+    names, given = ("XLA_FLAGS", "JAX_ENABLE_X64", "JAX_COMPILATION_CACHE_DIR"), {}
+
+    def run(command, *, env, **options):
+        given.update(env)
+        return subprocess.CompletedProcess(command, 0, stdout="right\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    for name in names:
+        monkeypatch.setenv(name, "1")
+    assert probe._run_probe() == probe._MOST
+    assert given["JAX_PLATFORMS"] == "cpu"
+    assert not given.keys() & names
+
+
+LATE = "import atexit, os, sys; atexit.register(lambda: (sys.stdout.flush(), os._exit(3)))"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "words"),
     [
         ("import os; os.abort()", "the probe ended with -6"),  # as oneDNN does
         ("raise SystemExit(0)", "the probe ended with 0"),
+        (LATE, "the probe ended with 3"),  # after all was right
         ("calls.conv = lambda *args, **options: 2 * _conv(*args, **options)", "ended with 1"),
     ],
 )
@@ -573,9 +619,11 @@ def test_the_probe_makes_every_kind_of_call(monkeypatch):
     monkeypatch.setattr(jax.ffi, "ffi_call", calls_by("probe"))
     monkeypatch.setattr(jax, "jit", lambda f, **options: partial(trace, f))
     monkeypatch.setattr(probe, "_assert_close", lambda *args: None)
+    loops = []
+    monkeypatch.setattr(probe, "_probe_loop", lambda *args: loops.append(args))
     with jax.numpy_rank_promotion("allow"):  # as in its own process
-        for part in (probe._probe_matmul, probe._probe_conv, probe._probe_grouped_conv):
-            part(onednn, np.random.default_rng(0))
+        probe._probe()
+    assert len(loops) == 1
     assert made["engine"] <= made["probe"]
     assert len(made["engine"]) > 5
 
@@ -594,6 +642,8 @@ def test_a_run_says_that_it_could_be_faster(monkeypatch):
     setup = prepare(small_config())
     assert "\nnote: convolutions are XLA's own" in report.describe(setup, Path("runs/x"))
     assert report.describe(setup, Path("runs/x")).endswith(": oneDNN not in use: why")
+    setup = dataclasses.replace(setup, config=small_config(implementation="xla"))
+    assert report.describe(setup, Path("runs/x")).endswith(": implementation 'xla' was chosen")
 
 
 def test_options_that_the_compiler_does_not_know_are_left_out(monkeypatch):

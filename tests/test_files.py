@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from conftest import small_config
+from conftest import Tiny, small_config
 from jaxcnn.data import load_fashion_mnist
 from jaxcnn.errors import ConfigError
 from jaxcnn.files import local_path
 from jaxcnn.interop import load_state_dict, save_state_dict
-from jaxcnn.train import train_and_evaluate
+from jaxcnn.train import loop, train_and_evaluate
 from jaxcnn.train.record.checkpoint import Checkpoints
 
 WRONG = [
@@ -33,6 +34,26 @@ def test_the_home_folder_is_that_of_the_user(monkeypatch, tmp_path):
     assert local_path(Path("~"), "workdir") == tmp_path
     for path in ("runs/~/lenet", "a:b/c", "C:/runs", "/tmp/x", "."):
         assert local_path(path, "workdir") == Path(path)
+
+
+def test_what_is_in_the_home_folder_is_found_there(monkeypatch, tmp_path):
+    def stop(setup):
+        raise RuntimeError("compiles")
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("HOME", f"{tmp_path}")
+    monkeypatch.setattr(loop, "Programs", stop)
+    with pytest.raises(RuntimeError, match="compiles"):
+        train_and_evaluate(small_config(), "~/run", model=Tiny())
+    assert (tmp_path / "run" / "run.json").is_file()
+    reader = Checkpoints("~/run/checkpoints")
+    assert reader.steps == []
+    reader.close()
+    save_state_dict({"bias": np.zeros(2)}, "~/weights.safetensors")
+    assert (tmp_path / "weights.safetensors").is_file()
+    assert set(load_state_dict("~/weights.safetensors")) == {"bias"}
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 @pytest.mark.parametrize("path", WRONG, ids=repr)
@@ -61,7 +82,11 @@ def test_an_unknown_home_folder_is_refused():
 )
 def test_every_path_is_checked_before_anything_is_made(call, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    for path in ("gs://bucket/run", "~nobody-has-this-name/run"):
-        with pytest.raises(ConfigError):
+    monkeypatch.setattr(loop, "prepare", lambda *_, **objects: pytest.fail("it begins"))
+    for path, words in (
+        ("gs://bucket/run", "must be a path of this machine"),
+        ("~nobody-has-this-name/run", "home folder is not known"),
+    ):
+        with pytest.raises(ConfigError, match=words):
             call(path)
     assert not list(tmp_path.iterdir())

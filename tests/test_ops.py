@@ -202,11 +202,21 @@ def test_means_in_half_precision_are_of_sums_in_float32(dtype, implementation):
     """The sum of four numbers of 20,000 is beyond float16; bfloat16 would round pixels away."""
     x = random(1, 32, 32, 2, seed=4)
     x = jnp.asarray(2e4 + 1e3 * x, dtype)
-    for window, strides in ((2, 2), (16, 16), (3, 1), ((32, 32), 1)):
-        y = ops.avg_pool(x, window, strides, implementation=implementation)
-        exact = ops.avg_pool(x.astype("float32"), window, strides)
+    for window, strides, options in (
+        (2, 2, {}),
+        (16, 16, {}),
+        (3, 1, {}),
+        ((32, 32), 1, {}),
+        (3, 2, {"padding": 1, "count_include_pad": False}),
+        (2, 2, {"divisor_override": 3}),
+    ):
+        y = ops.avg_pool(x, window, strides, implementation=implementation, **options)
+        exact = ops.avg_pool(x.astype("float32"), window, strides, **options)
         assert y.dtype == dtype
         np.testing.assert_array_equal(y, exact.astype(dtype))
+    y = global_avg_pool(x)
+    assert y.dtype == dtype
+    np.testing.assert_array_equal(y, global_avg_pool(x.astype("float32")).astype(dtype))
 
 
 @pytest.mark.parametrize("integer", [np.int64, np.uint8, np.int32])
@@ -227,6 +237,12 @@ def test_integers_of_numpy_are_integers(integer):
 def test_what_is_no_integer_or_pair_is_refused(value):
     with pytest.raises(ValueError, match="window must be an integer or a "):
         ops.max_pool(jnp.ones((1, 8, 8, 4)), value)
+
+
+@pytest.mark.parametrize("value", [2.0, True, (2, 2), None], ids=str)
+def test_groups_are_an_integer(value):
+    with pytest.raises(ValueError, match="groups must be an integer"):
+        ops.conv2d(jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 2, 4)), groups=value)
 
 
 def test_no_images_give_no_results():

@@ -106,9 +106,12 @@ class PairOfLogits(nn.Module):
 
 
 class OneRow(nn.Module):
+    in_training: bool
+
     @nn.compact
     def __call__(self, images, train=False):
-        return Dense(10)(flatten(images))[:1]
+        logits = Dense(10)(flatten(images))
+        return logits[:1] if train == self.in_training else logits
 
 
 class AnotherCollection(nn.Module):
@@ -154,7 +157,8 @@ class NoAxisName(nn.Module):
         (NoTrainArgument(), r"init\(key, images \[1, 28, 28, 1\], train=False\) fails: TypeError"),
         (IntegerLogits(), "returns logits of int32; they must be floating point"),
         (PairOfLogits(), r"returns a tuple; it must return logits \[N, K\]"),
-        (OneRow(), r"logits of shape \(1, 10\) for 2 images"),
+        (OneRow(in_training=True), r"logits of shape \(1, 10\) for 2 images"),
+        (OneRow(in_training=False), r"logits of shape \(1, 10\) for 2 images"),
         (AnotherCollection(), "returns the collections cache, params; it must be params and"),
         (NoParameters(), "returns the collections none; it must be params and"),
         (IntegerParameter(), "has params/shift of int32; it must be floating point"),

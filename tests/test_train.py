@@ -187,6 +187,29 @@ def test_dropout_depends_on_seed_and_step():
     assert loss(state, 0) != loss(state, 1)
 
 
+class RemembersMask(nn.Module):
+    """It keeps its dropout's mask where a step returns it."""
+
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        mask = self.variable("batch_stats", "mask", jnp.zeros, 64)
+        if train:
+            mask.value = nn.Dropout(0.5, deterministic=False)(jnp.ones(64))
+        return Dense(10)(flatten(images))
+
+
+def test_each_device_has_a_dropout_of_its_own():
+    model, optimizer = RemembersMask(axis_name="devices"), optax.sgd(0.0)
+    state = create_train_state(model, optimizer, (8, 8, 1))
+    step = functools.partial(train_step, model=model, optimizer=optimizer, axis_name="devices")
+    mapped = jax.vmap(step, (None, 0, 0), axis_name="devices")
+    new, _ = mapped(state, jnp.ones((2, 1, 8, 8, 1)), jnp.zeros((2, 1), jnp.int32))
+    first, second = new.batch_stats["mask"]
+    assert (first != second).any()
+
+
 def test_eval_step_ignores_padding():
     model = LeNetModern()
     state = create_train_state(model, optax.sgd(0.1), (12, 12, 1))

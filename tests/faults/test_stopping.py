@@ -1,6 +1,8 @@
 """Signals at every kind of moment: the run saves, stops, and goes on as if nothing had been."""
 
+import errno
 import json
+import os
 import signal
 
 import jax
@@ -187,6 +189,19 @@ def test_a_warning_asks_to_stop_and_is_no_first_of_two(warning, capfd):
     assert capfd.readouterr().err == (
         f"\n{warning.name}: saving\n\nSIGTERM: saving; once more to quit at once\n"
     )
+
+
+def test_a_signal_counts_where_nobody_can_be_told(monkeypatch):
+    """After a hang-up the terminal is gone."""
+
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with StopSignal() as stop:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", fail)
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.received == signal.SIGHUP
 
 
 @pytest.mark.parametrize("each", STOPS + WARNINGS)

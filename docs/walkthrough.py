@@ -6,13 +6,14 @@
 # The page is made from `docs/walkthrough.py` by `make docs`, which runs every cell; the tests run
 # them again and compare what they print.
 #
+# To open it as a notebook, `pip install jupyterlab` in the environment of jaxcnn, and give
+# `jupyter lab docs/walkthrough.ipynb` there; its kernel is that environment's Python.
+#
 # The networks are trained here for seconds, on a sample of 2,000 images of Fashion-MNIST that comes
 # with jaxcnn, so that the page can be run anywhere. `train.py` trains them in full: see README.md.
 
 # %%
-import contextlib
 import inspect
-import io
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -23,11 +24,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from flax import linen as nn
-from IPython.display import Image
+from PIL import Image, ImageDraw
 from rich.console import Console
 
 import jaxcnn
-from jaxcnn.inspect import layer_summary, plot_curves, summary_table
+from jaxcnn.inspect import layer_summary, summary_table
 
 plt.rcParams["figure.dpi"] = 72
 
@@ -404,30 +405,37 @@ first = [np.argmax(train.labels == label) for label in range(10)]
 show(train.images[first, :, :, 0], train.class_names, columns=5)
 
 # %% [markdown]
-# A config says what to train and how; its defaults are d2l's for LeNet. The sample is 30
+# `jaxcnn.fit` trains a network on a data set, evaluates it after each epoch, and lets the curves
+# grow below the cell meanwhile. Its defaults are d2l's for LeNet. The sample is 30
 # times smaller than Fashion-MNIST, so batches are made smaller too, for enough steps: a sigmoid
 # passes on at most a quarter of a gradient, and four in a row leave the first layers almost
 # nothing, so that LeNet stands still for over a thousand steps before it finds its way. On the
 # full data, it reaches 0.71 to 0.74 after ten epochs here, 0.74 in PyTorch.
 
+# %% tags=["trained"]
+lenet = jaxcnn.fit("lenet", train, test, epochs=60, batch_size=32)
+
+# %% [markdown]
+# What comes back can be used at once: it predicts, and it can be evaluated. Its most confident
+# mistakes say more than its accuracy: what it takes for what.
+
 
 # %%
-def fit(**settings) -> tuple[jaxcnn.train.TrainState, Image]:
-    """Train on the sample, print the test accuracy; return the final state and the curves."""
-    config = jaxcnn.get_default_config()
-    config.update(dataset="fashion_mnist_sample", num_devices=1, **settings)
-    workdir = Path(tempfile.mkdtemp())
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        state = jaxcnn.train.train_and_evaluate(config, workdir)
-    for line in printed.getvalue().splitlines():
-        if line.startswith("done"):
-            print(line)
-    return state, Image(workdir / "curves.png", width=648)
+def show_mistakes(trained, count=8):
+    """Draw the images that are predicted wrong with the highest probability."""
+    evaluation = trained.evaluate(test)
+    wrong = evaluation.mistakes()[:count]
+    names = [test.class_names[label] for label in evaluation.probabilities[wrong].argmax(axis=1)]
+    titles = [
+        f"{test.class_names[test.labels[i]]}, taken\nfor {name}"
+        for i, name in zip(wrong, names, strict=True)
+    ]
+    show(test.images[wrong, :, :, 0], titles)
 
 
-# %% tags=["trained"]
-lenet, curves = fit(model="lenet", batch_size=32, num_epochs=60)
-curves
+# %% tags=["varies"]
+print(lenet.predict(test.images[:4]))
+show_mistakes(lenet)
 
 # %% [markdown]
 # ### Exercise: a modern LeNet
@@ -439,8 +447,10 @@ curves
 print_shapes(jaxcnn.LeNetModern(), (1, 28, 28, 1))
 
 # %% tags=["trained"]
-modern, curves = fit(model="lenet_modern", batch_size=32, num_epochs=15)
-curves
+modern = jaxcnn.fit("lenet_modern", train, test, epochs=15, batch_size=32)
+
+# %% tags=["varies"]
+show_mistakes(modern)
 
 # %% [markdown]
 # What has it learned? The six kernels of its first layer, and what they make of a boot. Some answer
@@ -448,7 +458,7 @@ curves
 # coarser, and harder to name.
 
 # %% tags=["picture"]
-kernels = modern.params["conv1"]["kernel"]  # [5, 5, 1, 6]
+kernels = modern.variables["params"]["conv1"]["kernel"]  # [5, 5, 1, 6]
 show([kernels[:, :, 0, i] for i in range(6)], [f"kernel {i + 1}" for i in range(6)])
 
 _, captured = jaxcnn.LeNetModern().apply(
@@ -458,6 +468,25 @@ maps = captured["intermediates"]
 first_maps, second_maps = (maps[name]["__call__"][0][0] for name in ("conv1", "conv2"))
 show([first_maps[:, :, i] for i in range(6)], [f"map {i + 1}" for i in range(6)])
 show([second_maps[:, :, i] for i in range(16)], [""] * 16, columns=8)
+
+# %% [markdown]
+# ### A picture of one's own
+#
+# `predict` also takes files, of any size. Fashion-MNIST's clothes are light on black, and a picture
+# to be predicted must be too. Here is a shirt that somebody drew; put a PNG of yours in its place.
+
+# %%
+drawing = Image.new("L", (200, 200))
+pen = ImageDraw.Draw(drawing)
+outline = [(20, 60), (70, 25), (130, 25), (180, 60), (160, 95), (140, 80), (140, 180), (60, 180)]
+pen.polygon([*outline, (60, 80), (40, 95)], fill=190)
+pen.ellipse((80, 5, 120, 45), fill=0)
+path = Path(tempfile.mkdtemp()) / "shirt.png"
+drawing.save(path)
+
+# %% tags=["varies"]
+print(modern.predict(path))
+show([drawing], ["somebody's drawing"])
 
 # %% [markdown]
 # ## 8.2 VGG: networks of blocks
@@ -499,43 +528,19 @@ plain.print(summary_table(layer_summary(vgg11, (1, 224, 224, 1)), depth=1))
 # CPU cores that takes a quarter of an hour per epoch, so here it gets 32 x 32: the same blocks, to
 # one pixel before the hidden layers. Gradient descent alone stands still for long (eight epochs of
 # this sample at a rate of 0.1 with momentum: not printed here), much as LeNet did, and Adam does
-# not. That calls for a loop of our own, which is short: `train_step` is a pure function of a state
-# and a batch, and takes any optimizer of Optax. (This loop leaves out the last 16 pictures of an
-# epoch, which do not fill a batch; `train_and_evaluate` takes them too.)
+# not: any optimizer of Optax will do.
 
 # %%
 vgg = jaxcnn.VGG(arch=((1, 16), (1, 32), (2, 64), (2, 128), (2, 128)))
 print_shapes(vgg, (1, 32, 32, 1))
 
 # %% tags=["trained"]
-image_size, batch_size, num_epochs, num_train = 32, 64, 5, len(train.labels)
-optimizer = optax.adam(1e-3)
-state = jaxcnn.train.create_train_state(vgg, optimizer, (image_size, image_size, 1), seed=0)
-train_step = jax.jit(partial(jaxcnn.train.train_step, model=vgg, optimizer=optimizer))
-eval_step = jax.jit(partial(jaxcnn.train.eval_step, model=vgg))
-images, test_images = (jaxcnn.data.preprocess(part.images, image_size) for part in (train, test))
+vgg_trained = jaxcnn.fit(
+    vgg, train, test, epochs=4, batch_size=64, image_size=32, optimizer=optax.adam(1e-3)
+)
 
-rows = []
-for epoch in range(num_epochs):
-    batches, _ = jaxcnn.data.epoch_batches(0, epoch, num_train, batch_size)  # [steps, batch_size]
-    total = jaxcnn.train.Metrics.zeros()
-    for indices in batches:
-        state, metrics = train_step(state, images[indices], train.labels[indices])
-        total += metrics
-    evaluated = eval_step(state, test_images, test.labels, np.ones(len(test.labels), np.float32))
-    rows.append(
-        {
-            "epoch": epoch + 1,
-            "train_loss": total.loss(),
-            "train_accuracy": total.accuracy(),
-            "test_loss": evaluated.loss(),
-            "test_accuracy": evaluated.accuracy(),
-        }
-    )
-print(f"done: test accuracy {rows[-1]['test_accuracy']:.4f} after epoch {num_epochs}")
-picture = Path(tempfile.mkdtemp()) / "curves.png"
-plot_curves(rows, picture, title="d2l's VGG on 32 x 32 pixels, Adam")
-Image(picture, width=648)
+# %% tags=["varies"]
+show_mistakes(vgg_trained)
 
 # %% [markdown]
 # ## 8.6 Residual networks
@@ -589,7 +594,7 @@ plain.print(summary_table(layer_summary(jaxcnn.ResNet18(), (1, 96, 96, 1)), dept
 # ### 8.6.4 Training
 #
 # d2l trains it on pictures of 96 x 96 pixels; here they stay as they are, 28 x 28, and
-# 1,200 of them, with momentum, have to do for three epochs. With eleven million parameters it needs
+# 1,200 of them, with momentum, have to do for two epochs. With eleven million parameters it needs
 # more pictures and time than this to do better than the modern LeNet. (In full, on all 60,000
 # pictures of 96 x 96 pixels: `python train.py --config configs/resnet18.py`.)
 #
@@ -597,12 +602,31 @@ plain.print(summary_table(layer_summary(jaxcnn.ResNet18(), (1, 96, 96, 1)), dept
 # evaluation. They are state that no gradient changes, and `state.batch_stats` carries them.
 
 # %% tags=["trained"]
-resnet, curves = fit(
-    model="resnet18",
-    max_train_examples=1200,
+resnet = jaxcnn.fit(
+    "resnet18",
+    train.first(1200),
+    test,
+    epochs=2,
     batch_size=32,
-    num_epochs=3,
     learning_rate=0.01,
     momentum=0.9,
 )
-curves
+
+# %% tags=["varies"]
+show_mistakes(resnet)
+
+# %% [markdown]
+# ## A loop of one's own
+#
+# `fit` hides a loop that saves, resumes and stops at a signal. The step within it is a pure
+# function of a state and a batch, for loops that it does not foresee:
+
+# %%
+model, optimizer = jaxcnn.LeNetModern(), optax.sgd(0.1)
+state = jaxcnn.train.create_train_state(model, optimizer, (28, 28, 1), seed=0)
+step = jax.jit(partial(jaxcnn.train.train_step, model=model, optimizer=optimizer))
+batches, _ = jaxcnn.data.epoch_batches(0, 0, len(train.labels), 128)  # seed and epoch 0
+for indices in batches:
+    images = jaxcnn.data.preprocess(train.images[indices])
+    state, metrics = step(state, images, train.labels[indices])
+print(f"{int(state.step)} steps")

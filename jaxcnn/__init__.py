@@ -1,9 +1,9 @@
 """The convolutional networks of Dive into Deep Learning, chapters 7 and 8, in JAX and Flax linen.
 
 In reading order: `ops` (pure functions), `layers` and `models` (linen modules), `data`
-(Fashion-MNIST), `train` (the training loop). Importing `jaxcnn` loads neither TFDS nor Orbax nor
-matplotlib: `data`, `inspect`, `interop`, `train`, `fit` and `load` are imported when they are
-first used.
+(Fashion-MNIST), `train` (the training loop); then `fit` and `load`, and what they give: `Trained`.
+Importing `jaxcnn` loads neither TFDS nor Orbax nor Matplotlib: all but ops, layers and models is
+imported when it is first used.
 """
 
 import importlib
@@ -40,7 +40,7 @@ from jaxcnn.ops import (
 )
 
 if TYPE_CHECKING:
-    from jaxcnn import data, inspect, interop, train
+    from jaxcnn import data, export, inspect, interop, report, train
     from jaxcnn.fitting import fit
     from jaxcnn.trained import Trained, load
 
@@ -50,10 +50,12 @@ __version__ = "0.1.0"
 _LATER = {
     "Trained": "jaxcnn.trained",
     "data": "",
+    "export": "",
     "fit": "jaxcnn.fitting",
     "inspect": "",
     "interop": "",
     "load": "jaxcnn.trained",
+    "report": "",
     "train": "",
 }
 
@@ -84,6 +86,7 @@ __all__ = [
     "corr2d_multi_in_out_1x1",
     "create_model",
     "data",
+    "export",
     "fit",
     "get_default_config",
     "inspect",
@@ -95,6 +98,7 @@ __all__ = [
     "ops",
     "pool2d",
     "relu",
+    "report",
     "train",
     "validate_config",
 ]

@@ -38,17 +38,8 @@ class Evaluation:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the accuracy on other images like these: Wilson's (1927).
-
-        >>> evaluation = evaluate_logits(np.eye(4), np.arange(4), tuple("abcd"))
-        >>> [round(end, 4) for end in evaluation.interval]
-        [0.5101, 1.0]
-        """
-        n, p = self.count, self.accuracy
-        middle = p + _Z**2 / (2 * n)
-        half = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
-        scale = 1 + _Z**2 / n
-        return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+        """The 95 % interval of the accuracy on other images like these: Wilson's."""
+        return wilson_interval(int(np.trace(self.confusion)), self.count)
 
     @property
     def precision(self) -> np.ndarray:
@@ -114,6 +105,21 @@ def evaluate_logits(
     pairs = labels.astype(np.int64) * size + logits.argmax(axis=1)
     confusion = np.bincount(pairs, minlength=size * size).reshape(size, size)
     return Evaluation(float(losses.mean()), confusion, class_names, labels, probabilities)
+
+
+def wilson_interval(hits: int, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a probability of which `hits` of `count` trials are known.
+
+    Source: Wilson, Probable inference, the law of succession, and statistical inference, 1927.
+
+    >>> [round(end, 4) for end in wilson_interval(8, 10)]
+    [0.4902, 0.9433]
+    """
+    share = hits / count
+    middle = share + _Z**2 / (2 * count)
+    half = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
+    scale = 1 + _Z**2 / count
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -156,7 +156,7 @@ class Trained:
             ConfigError: if the object is not accepted, or the split is not the one of the run.
             DataError: if the data set is missing or damaged.
         """
-        dataset = self._load_split(data) if isinstance(data, str) else check_dataset(data, "data")
+        dataset = self.dataset(data) if isinstance(data, str) else check_dataset(data, "data")
         if dataset.class_names != self.class_names:
             raise ConfigError(
                 f"the data set has the classes {_listed(dataset.class_names)}, and the model was "
@@ -213,11 +213,20 @@ class Trained:
         """What was trained on what."""
         return f"{self.config.model} on {self.config.dataset}"
 
-    def _load_split(self, split: str) -> Dataset:
+    def dataset(self, split: str = "test") -> Dataset:
+        """Return a split of the run's data, as it was then.
+
+        Args:
+            split: 'test' or 'train'.
+
+        Raises:
+            ConfigError: if the run was given its data as an object, or they are others by now.
+            DataError: if the data set is missing or damaged.
+        """
         config = self.config
         limits = {"train": config.max_train_examples, "test": config.max_test_examples}
         if split not in limits:
-            raise ConfigError(f"unknown split {split!r}; accepted: 'test', 'train', or a data set")
+            raise ConfigError(f"unknown split {split!r}; accepted: 'test' and 'train'")
         if config.dataset not in DATASETS:
             raise ConfigError(
                 f"the run was made with {config.dataset!r}, which is not in jaxcnn.data.DATASETS; "

@@ -1,7 +1,9 @@
 """Weights in and out: round trips and errors without PyTorch, agreement with it where it is."""
 
 import collections
+import errno
 import functools
+import os
 import pickle
 import sys
 import types
@@ -93,6 +95,14 @@ def test_dense_behind_flatten_reads_channels_first(model, shape, features, name)
     np.testing.assert_allclose(x.reshape(1, -1) @ kernel, theirs, rtol=1e-3, atol=1e-4)
 
 
+def test_kernels_keep_their_rows_and_columns():
+    """Both are as many, so that no shape tells, and no round trip."""
+    variables = random_variables(LeNet())
+    kernel = np.asarray(variables["params"]["conv2"]["kernel"])
+    weight = to_torch(variables, LeNet())["net.3.weight"]
+    np.testing.assert_array_equal(weight, np.einsum("hwio->oihw", kernel))
+
+
 class Twice(nn.Module):
     """A residual block of two."""
 
@@ -155,6 +165,7 @@ WRAPPED = {
     "Lightning, net": lambda s: {"state_dict": prefixed("net."), "callbacks": {"a": {"b": 1}}},
     "optimizer by name": lambda s: {"model": s, "optimizer": {n: {"step": 1} for n in s}},
     "dict in dict": lambda s: {"checkpoint": {"model": s}, "args": {"lr": 0.1}},
+    "dict in dict in dict": lambda s: {"checkpoint": {"model": {"state_dict": s}}},
     "OrderedDict": collections.OrderedDict,
     "MappingProxy": types.MappingProxyType,
     "pairs": lambda s: list(s.items()),
@@ -191,6 +202,10 @@ REFUSED = [
     (lambda s: [], "the state dict is empty"),
     (lambda s: without("module.net.3.bias", prefixed("module.")), r"lacks module\.net\.3\.bias;"),
     (lambda s: {"state_dict": without("net.3.bias", s)}, r"\['state_dict'\] lacks net\.3\.bias;"),
+    (
+        lambda s: {"checkpoint": {"model": without("net.3.bias", s)}},
+        r"\['checkpoint'\]\['model'\] lacks net\.3\.bias;",
+    ),
     (lambda s: {"state_dict": resnet_state()}, r"\['state_dict'\] lacks net.*unexpected net\.0\.0"),
     (lambda s: {"epoch": 3, "optimizer": ADAM}, r"lacks net\.0.*unexpected epoch, optimizer;"),
     (lambda s: {n.encode(): v for n, v in s.items()}, r"lacks.*unexpected b'net\.0\.bias'"),
@@ -360,13 +375,22 @@ def test_weights_are_copied():
     assert_same(variables, random_variables(LeNet()))
 
 
-def test_features_of_all_the_weights():
-    variables = from_torch(lenet_state(), LeNet())
-    images = jnp.ones((1, 28, 28, 1))
-    features = LeNet(num_classes=0).apply(variables, images)
-    logits = features @ variables["params"]["dense3"]["kernel"]
-    logits += variables["params"]["dense3"]["bias"][None]
-    np.testing.assert_allclose(logits, LeNet().apply(variables, images), rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize(
+    ("model", "size", "last"),
+    [
+        (LeNet, 28, "dense3"),
+        (functools.partial(VGG, ((1, 4),)), 4, "dense3"),
+        (functools.partial(ResNet, ((1, 4),)), 32, "last"),
+    ],
+)
+def test_features_of_all_the_weights(model, size, last):
+    variables = random_variables(model(), (size, size, 1))
+    variables["batch_stats"] = jax.tree.map(jnp.square, variables["batch_stats"])  # variances
+    images = jnp.asarray(np.random.default_rng(1).uniform(size=(2, size, size, 1)), jnp.float32)
+    features = model(num_classes=0).apply(variables, images)
+    logits = features @ variables["params"][last]["kernel"]
+    logits += variables["params"][last]["bias"][None]
+    assert relative(logits, model().apply(variables, images)) < 1e-4
 
 
 def test_wrong_files_are_refused(tmp_path):
@@ -422,6 +446,27 @@ def test_what_is_no_state_dict_is_not_saved(state, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         save_state_dict(state, path)
     assert path.read_text() == "the old file"
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "weights.safetensors"
+    path.write_text("the old file")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        save_state_dict(lenet_state(), path)
+    assert path.read_text() == "the old file"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_arrays_of_any_layout_are_saved(tmp_path):
+    """Also where they are backwards: safetensors takes the memory from the first number on."""
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    state = {"rows": array[::-1], "columns": array[:, ::-1], "transposed": array.T}
+    save_state_dict(state, tmp_path / "weights.safetensors")
+    assert_same(load_state_dict(tmp_path / "weights.safetensors"), state)
 
 
 def test_files_in_half_precision(tmp_path):

@@ -15,7 +15,7 @@ DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 @pytest.mark.slow
 def test_python_examples_run(tmp_path):
     examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    code = "\n".join(examples).replace("/tmp/lenet_modern", str(tmp_path))
+    code = "\n".join(examples).replace("/tmp/", f"{tmp_path}/")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as readers
         exec(code, {})
 
@@ -29,7 +29,8 @@ def test_every_key_of_the_config_is_in_the_table():
     source = (ROOT / "jaxcnn" / "config.py").read_text().split("def smoke")[0]
     defaults = re.findall(r"    config\.(\w+) = (.+?)  # (.+)", source)
     assert {key for key, _, _ in defaults} == set(get_default_config())
-    assert re.findall(r"\| `(\w+)` \| `(.*?)` \| (.+) \|", README) == defaults
+    settings = (ROOT / "docs" / "settings.md").read_text()
+    assert re.findall(r"\| `(\w+)` \| `(.*?)` \| (.+) \|", settings) == defaults
 
 
 def heading_anchors(text):

@@ -20,7 +20,7 @@ import jaxcnn
 from conftest import CACHED, Tiny, small_config
 from jaxcnn.data import Dataset, load_fashion_mnist_sample
 from jaxcnn.errors import ConfigError, DataError, StoppedError
-from jaxcnn.scores import evaluate_logits
+from jaxcnn.scores import evaluate_logits, wilson_interval
 from jaxcnn.train import train_and_evaluate
 from jaxcnn.train.finetune import transfer
 from jaxcnn.train.loggers import MLflow
@@ -256,7 +256,7 @@ def test_a_data_set_that_does_not_fit(trained):
             "has the classes a, b, .*trained on T-shi",
         ),
         (Dataset(np.repeat(TEST.images, 3, 3), *TEST[1:]), "the model takes 1 channel"),
-        ("validation", "unknown split 'validation'; accepted: 'test', 'train'"),
+        ("validation", "unknown split 'validation'; accepted: 'test' and 'train'"),
         ("test", "made with 'object Dataset', which is not in .*; give the data set itself"),
         (TEST.images, "data is of type ndarray, which has no"),
     ):
@@ -318,6 +318,7 @@ def test_the_interval_is_wilsons(hits, count, low, high):
     logits = np.tile([1.0, 0.0], (count, 1))
     interval = evaluate_logits(logits, labels, ("right", "wrong")).interval
     assert interval == pytest.approx((low, high), abs=5e-5)
+    assert interval == wilson_interval(hits, count)
 
 
 class Normed(nn.Module):

@@ -51,12 +51,13 @@ def test_every_cell_prints_what_is_committed(committed, run_python):
             continue
         (text, pictures), (expected_text, expected_pictures) = printed(cell), printed(expected)
         assert pictures == expected_pictures, cell.source
-        if "trained" in cell.metadata.get("tags", []):
+        tags = cell.metadata.get("tags", [])
+        if "trained" in tags:
             accuracy, expected_accuracy = (
                 float(re.search(r"test accuracy (\d\.\d+)", t)[1]) for t in (text, expected_text)
             )  # another kind of processor rounds differently, and training amplifies it
             assert accuracy == pytest.approx(expected_accuracy, abs=0.15), cell.source
-        else:
+        elif "varies" not in tags:  # what a trained network says of single images
             assert text == expected_text, cell.source
 
 

@@ -1,6 +1,7 @@
-"""Weights in and out: PyTorch state dicts named as d2l's modules name them."""
+"""Weights in and out: PyTorch state dicts named as d2l's or torchvision's modules name them."""
 
 from jaxcnn.interop.files import load_state_dict, save_state_dict
 from jaxcnn.interop.torch import from_torch, to_torch
+from jaxcnn.interop.torchvision import to_torchvision
 
-__all__ = ["from_torch", "load_state_dict", "save_state_dict", "to_torch"]
+__all__ = ["from_torch", "load_state_dict", "save_state_dict", "to_torch", "to_torchvision"]

@@ -2,7 +2,9 @@
 
 import importlib
 import io
+import json
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,12 +55,16 @@ def load_state_dict(path: str | os.PathLike) -> dict[str, Any]:
     return _to_arrays(content, f"{path}: ")
 
 
-def save_state_dict(state_dict: StateDict, path: str | os.PathLike) -> None:
+def save_state_dict(
+    state_dict: StateDict, path: str | os.PathLike, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a state dict to a `.safetensors` or a `.pt` file, half precision as float32.
 
     Args:
-        state_dict: from `to_torch`.
+        state_dict: from `to_torch` or `to_torchvision`.
         path: `.pt` files (also `.pth`, `.ckpt`, `.bin`) take PyTorch.
+        metadata: text by name, for the header of a `.safetensors` file (`safe_open` reads it); the
+            others, which are zip archives, have it as JSON in 'archive/metadata.json'.
 
     Raises:
         ValueError: if the name ends otherwise or is no path of this machine, or the state dict is
@@ -74,7 +80,7 @@ def save_state_dict(state_dict: StateDict, path: str | os.PathLike) -> None:
             "to_torch(variables, model) returns one"
         )
     arrays = {name: as_array(value, name).copy(order="C") for name, value in state_dict.items()}
-    write_atomically(path, _serialize(arrays, library))
+    write_atomically(path, _serialize(arrays, library, metadata))
 
 
 def _library(path: Path) -> Any:
@@ -90,11 +96,14 @@ def _library(path: Path) -> Any:
         raise ImportError(f"{path} takes the package {package}: pip install {package}") from error
 
 
-def _serialize(arrays: StateDict, library: Any) -> bytes:
+def _serialize(arrays: StateDict, library: Any, metadata: Mapping[str, str] | None) -> bytes:
     if library.__name__ != "torch":
-        return library.save(arrays)
+        return library.save(arrays, metadata and dict(metadata))
     buffer = io.BytesIO()
     library.save({name: library.from_numpy(value) for name, value in arrays.items()}, buffer)
+    if metadata:  # beside what PyTorch reads, in the folder that it looks into
+        with zipfile.ZipFile(buffer, "a") as archive:
+            archive.writestr("archive/metadata.json", json.dumps(dict(metadata), indent=1))
     return buffer.getvalue()
 
 

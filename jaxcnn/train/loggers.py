@@ -88,7 +88,7 @@ class MLflow:
             ) from None
         self._client = MlflowClient(tracking_uri=tracking_uri)
         self._experiment, self._run_name = experiment, run_name
-        self._run: str | None = None
+        self._run = ""  # of MLflow, once it has begun
 
     def start(self, settings: dict[str, Any], step: int) -> None:
         """Create a run with the settings as its parameters."""
@@ -108,5 +108,5 @@ class MLflow:
 
     def close(self) -> None:
         """Tell MLflow that the run has ended."""
-        if self._run is not None:
+        if self._run:
             self._client.set_terminated(self._run)

@@ -1,0 +1,268 @@
+"""What a report says of runs: read from their folders, and evaluated; nothing is drawn here."""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcnn.data import DATASETS, Dataset
+from jaxcnn.errors import ConfigError, JaxcnnError
+from jaxcnn.files import local_path
+from jaxcnn.report.layers import Convolution, find_convolutions
+from jaxcnn.scores import Evaluation, wilson_interval
+from jaxcnn.train.record.logs import JsonLines, Row
+from jaxcnn.train.record.workdir import read_run
+from jaxcnn.trained import Trained, load
+
+UNKNOWN = "-"
+_MAX_MISTAKES = 24
+
+Table = dict[str, list[str]]  # by the name of a row, a value for each run
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+    """An image that is predicted wrong.
+
+    Attributes:
+        image: uint8 [H, W, C].
+        predicted: name of the class that is predicted, and its probability.
+        true: name of the class that the image is of, and its probability.
+    """
+
+    image: np.ndarray
+    predicted: tuple[str, float]
+    true: tuple[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run as a report shows it.
+
+    Attributes:
+        name: that tells it from the other runs.
+        record: of its `run.json`.
+        rows: of its `metrics.jsonl`.
+        notes: a sentence for each thing that cannot be shown.
+        checkpoint: which one is shown; '' if none can be loaded.
+        parameters: how many there are.
+        evaluation: None if the data are not there.
+        has_own_data: whether it was evaluated on the test set of its log.
+        mistakes: the most confident ones.
+        convolutions: in the order of the computation.
+        image: uint8 [H, W, C], that the feature maps are of; None if there are no maps.
+    """
+
+    name: str
+    record: dict[str, Any]
+    rows: list[Row]
+    notes: list[str]
+    checkpoint: str = ""
+    parameters: int = 0
+    evaluation: Evaluation | None = None
+    has_own_data: bool = False
+    mistakes: list[Mistake] = dataclasses.field(default_factory=list)
+    convolutions: list[Convolution] = dataclasses.field(default_factory=list)
+    image: np.ndarray | None = None
+
+
+def read_records(folders: Sequence[str | Path]) -> dict[Path, dict[str, Any]]:
+    """Return the `run.json` of each folder.
+
+    Raises:
+        ConfigError: if there is no folder, one is given twice, or is not the folder of a run.
+    """
+    paths = [local_path(folder, "folder") for folder in folders]
+    if not paths:
+        raise ConfigError("no run to report; give the folder of one, such as 'runs/lenet'")
+    resolved = [path.resolve() for path in paths]
+    records = {}
+    for i, path in enumerate(paths):
+        if resolved[i] in resolved[:i]:
+            raise ConfigError(f"the run in {str(path)!r} is given twice; give each once")
+        try:
+            records[path] = read_run(path)
+        except ConfigError as error:
+            raise ConfigError(f"{str(path)!r} is not the folder of a run: {error}") from error
+    return records
+
+
+def collect(
+    folder: Path, name: str, record: dict[str, Any], which: str | int, data: Dataset | None
+) -> Run:
+    """Read, evaluate and look into a run; what cannot be had becomes a note.
+
+    Args:
+        folder: of the run.
+        name: of the run on the page.
+        record: of its `run.json`.
+        which: checkpoint; see `jaxcnn.load`.
+        data: to evaluate on; None for the run's own test set.
+    """
+    which = "last" if which == "best" and "test" not in record["data"] else which
+    try:
+        trained = load(folder, which)
+    except JaxcnnError as error:
+        rows = JsonLines(folder / "metrics.jsonl").rows()
+        notes = [*_progress_notes(record, rows), f"The model cannot be shown: {error}."]
+        return Run(name, record, rows, notes)
+    run = Run(
+        name,
+        record,
+        trained.history,
+        notes=_progress_notes(record, trained.history),
+        checkpoint=_describe_checkpoint(trained),
+        parameters=sum(x.size for x in jax.tree.leaves(trained.variables["params"])),
+    )
+    try:
+        dataset = _load_test_set(trained, record) if data is None else data
+        evaluation = trained.evaluate(dataset)
+    except JaxcnnError as error:
+        run.notes.append(f"The model cannot be evaluated: {error}.")
+        return dataclasses.replace(run, convolutions=find_convolutions(trained, None))
+    image = dataset.images[0].copy()  # the data set itself need not stay in memory
+    return dataclasses.replace(
+        run,
+        evaluation=evaluation,
+        has_own_data=data is None or data.digest() == record["data"].get("test"),
+        mistakes=_find_mistakes(evaluation, dataset.images),
+        convolutions=find_convolutions(trained, image),
+        image=image,
+    )
+
+
+def _progress_notes(record: dict[str, Any], rows: list[Row]) -> list[str]:
+    wanted, done = record["config"]["num_epochs"], rows[-1]["epoch"] if rows else 0
+    if done >= wanted:
+        return []
+    return [f"{done} of {wanted} epochs are finished: the run is still training, or was stopped."]
+
+
+def _describe_checkpoint(trained: Trained) -> str:
+    epochs = [row["epoch"] for row in trained.history if row["step"] == trained.step]
+    return "".join(f"epoch {epoch}, " for epoch in epochs) + f"step {trained.step:,}"
+
+
+def _load_test_set(trained: Trained, record: dict[str, Any]) -> Dataset:
+    if "test" not in record["data"]:
+        raise ConfigError("the run has no test set")
+    if trained.config.dataset not in DATASETS:
+        raise ConfigError(f"its data, {trained.config.dataset}, are not in jaxcnn.data.DATASETS")
+    return trained.dataset("test")
+
+
+def _find_mistakes(evaluation: Evaluation, images: np.ndarray) -> list[Mistake]:
+    def find(i: int, label: int) -> tuple[str, float]:
+        return evaluation.class_names[label], float(evaluation.probabilities[i, label])
+
+    labels, predicted = evaluation.labels, evaluation.probabilities.argmax(axis=1)
+    return [
+        Mistake(images[i].copy(), find(i, predicted[i]), find(i, labels[i]))
+        for i in evaluation.mistakes()[:_MAX_MISTAKES]
+    ]
+
+
+def name_runs(folders: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of the paths, all of the same length, that differ.
+
+    >>> name_runs([Path("a/lenet"), Path("b/lenet")])
+    ['a/lenet', 'b/lenet']
+    """
+    parts = [folder.resolve().parts for folder in folders]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = [os.path.join(*each[-length:]) for each in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def data_note(runs: Sequence[Run]) -> str:
+    """Return a sentence if runs were tested on different images; else ''."""
+    tested = {run.record["data"].get("test") for run in runs} - {None}
+    if len(tested) < 2:
+        return ""
+    return "The runs were tested on different images, so their figures and curves do not compare."
+
+
+def tabulate(columns: Iterable[dict[str, str]]) -> Table:
+    """Return the rows of a table, from its columns.
+
+    >>> tabulate([{"seed": "0", "model": "vgg"}, {"seed": "1"}])
+    {'seed': ['0', '1'], 'model': ['vgg', '-']}
+    """
+    columns = list(columns)
+    keys = dict.fromkeys(key for column in columns for key in column)
+    return {key: [column.get(key, UNKNOWN) for column in columns] for key in keys}
+
+
+def split(table: Table) -> tuple[Table, Table]:
+    """Return the rows of a table whose values differ, and those whose values are the same.
+
+    >>> split({"seed": ["0", "1"], "model": ["vgg", "vgg"]})
+    ({'seed': ['0', '1']}, {'model': ['vgg', 'vgg']})
+    """
+    different = {key: row for key, row in table.items() if len(set(row)) > 1}
+    return different, {key: row for key, row in table.items() if key not in different}
+
+
+def describe_settings(run: Run) -> dict[str, str]:
+    """Return the config of a run by key."""
+    return {key: str(value) or '""' for key, value in run.record["config"].items()}
+
+
+def describe_environment(run: Run) -> dict[str, str]:
+    """Return what a run was made with; of several starts, each value that was another."""
+    values: dict[str, dict[str, None]] = {}
+    for start in run.record["starts"]:
+        flat = dict(start)
+        versions = flat.pop("versions", {})
+        flat["started (UTC)"] = str(flat.pop("date", ""))[:16].replace("T", " ")
+        if devices := flat.get("devices"):
+            flat["devices"] = f"{len(devices)} x {', '.join(dict.fromkeys(devices))}"
+        for key, value in (flat | versions).items():
+            values.setdefault(key, {})[str(value or UNKNOWN)] = None
+    return {key: ", then ".join(each) for key, each in values.items()}
+
+
+def describe_results(run: Run) -> dict[str, str]:
+    """Return the figures of a run: those of its log, with intervals where the count is known."""
+    rows, results = run.rows, {}
+    if run.checkpoint:
+        results = {"Checkpoint shown": run.checkpoint, "Parameters": f"{run.parameters:,}"}
+    if not rows:
+        return results
+    last = rows[-1]
+    if "test_accuracy" in last:
+        best = max(rows, key=lambda row: row["test_accuracy"])
+        results |= _describe_accuracy(run, "Best", best) | _describe_accuracy(run, "Last", last)
+        results["Last test loss"] = f"{last['test_loss']:.4f}"
+    seconds = sum(row["train_seconds"] for row in rows)
+    images = sum(row["train_seconds"] * row["images_per_second"] for row in rows)
+    compiling = sum(row.get("compile_seconds", 0.0) for row in rows)
+    testing = sum(row.get("test_seconds", 0.0) for row in rows)
+    return results | {
+        "Last training accuracy": f"{last['train_accuracy']:.4f}",
+        "Last training loss": f"{last['train_loss']:.4f}",
+        "Time": _duration(seconds + testing + compiling),
+        "Time: compiling": _duration(compiling),
+        "Images per second": f"{images / seconds:,.0f} in training",
+    }
+
+
+def _describe_accuracy(run: Run, which: str, row: Row) -> dict[str, str]:
+    """Return the test accuracy of an epoch, and its interval if the number of images is known."""
+    accuracy, evaluation = row["test_accuracy"], run.evaluation
+    described = {f"{which} test accuracy": f"{accuracy:.4f} in epoch {row['epoch']}"}
+    if evaluation is None or not run.has_own_data:
+        return described
+    low, high = wilson_interval(round(accuracy * evaluation.count), evaluation.count)
+    return described | {f"{which}: 95 % interval": f"{low:.4f} to {high:.4f}"}
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else str(timedelta(seconds=round(seconds)))

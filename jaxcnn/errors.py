@@ -1,4 +1,4 @@
-"""Errors that a user can fix: `train.py` prints only their message and exits with status 2."""
+"""Errors that a user can fix: the commands print only their message and exit with status 2."""
 
 import difflib
 import signal

@@ -182,13 +182,14 @@ class Trained:
             figure.savefig(local_path(path, "path"))
         return figure
 
-    def export(self, path: str | Path, names: str | None = None) -> Path:
+    def export(self, path: str | Path, names: str | None = None, *, force: bool = False) -> Path:
         """Write the model for another runtime; the suffix of the path says which.
 
         Args:
-            path: of a file that does not exist yet: '.onnx', '.stablehlo', '.safetensors' or
-                '.pt'; see `jaxcnn.export.export_model`.
+            path: of a file that ends in '.onnx', '.stablehlo', '.safetensors' or '.pt'; see
+                `jaxcnn.export.export_model`.
             names: of the arrays in the last two: those of 'd2l' (the default) or 'torchvision'.
+            force: whether to replace a file that exists.
 
         Returns:
             The path.
@@ -206,6 +207,7 @@ class Trained:
             class_names=self.class_names,
             dtype=DTYPES[self.config.dtype],
             names=names,
+            force=force,
         )
 
     @property

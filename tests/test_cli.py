@@ -1,15 +1,35 @@
-"""train.py as a person meets it, each time in a process of its own."""
+"""train.py as a person meets it, `jaxcnn train`, and what installing takes."""
 
 import dataclasses
 import importlib.metadata
+import sys
 
+import absl.logging
 import pytest
+import setuptools
 import tensorflow_datasets as tfds
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from conftest import ROOT
+from jaxcnn.cli import train
+from jaxcnn.cli.configs import find_config, shipped_configs
+from jaxcnn.cli.settings import find_setting
+from jaxcnn.config import get_default_config
 from jaxcnn.data import fashion_mnist
 from jaxcnn.data.__main__ import main as data_main
+
+# ml_collections loads config files with it.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+@pytest.fixture
+def in_repository(monkeypatch):
+    """Run from the repository's root, in this process, whose logs stay as they are."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    for name in ("use_absl_handler", "set_verbosity"):
+        monkeypatch.setattr(absl.logging, name, lambda *_: None)
 
 
 @pytest.mark.slow
@@ -19,19 +39,32 @@ def test_smoke_run_prints_its_progress_and_its_results(run_python, tmp_path):
     assert result.stderr == ""
     lines = result.stdout.splitlines()
     assert lines[0] == "lenet: 61,706 parameters, images of 28 x 28 pixels"
-    assert sum(line.startswith("epoch ") for line in lines) == 2
+    assert {"1/2", "2/2"} <= {line.split()[0] for line in lines}
     assert lines[-2].startswith("done: test accuracy")
     assert str(tmp_path / "curves.png") in lines[-1]
 
 
-@pytest.mark.slow
+def assert_one_line(capsys, words, program="train.py"):
+    printed = capsys.readouterr()
+    assert len(printed.err.splitlines()) == 1
+    assert printed.err.startswith(f"{program}: ")
+    assert words in printed.err
+    assert "compiled" not in printed.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ([], "no --config given"),
         (["--config=none.py"], "'none.py' does not exist"),
+        (["--config", "lenett"], "did you mean 'lenet'"),
+        (["lenet"], "did you mean --config lenet?"),
         (["--config=configs/lenet.py:smoky"], "unknown variant 'smoky'"),
         (["--config=configs/lenet.py", "--config.num_epoch=1"], "did you mean 'num_epochs'"),
+        (["--config=configs/lenet.py", "--config.lr=1"], "give --config.learning_rate"),
+        (["--config=configs/lenet.py", "--config.zoom=1"], "config.zoom; known: model, "),
+        (["--config=configs/lenet.py", "--learning_rate=1"], "did you mean --config.learning_rate"),
+        (["--config=configs/lenet.py", "--batch-size", "1"], "did you mean --config.batch_size"),
         (["--config=configs/lenet.py", "--config.num_epochs=x"], "num_epochs=x"),
         (["--config=configs/lenet.py", "--config.num_epochs=1.5"], "num_epochs=1.5"),
         (["--config=configs/lenet.py", "--config.num_epochs=0"], "at least 1"),
@@ -39,17 +72,22 @@ def test_smoke_run_prints_its_progress_and_its_results(run_python, tmp_path):
         (["--config=configs/lenet.py", "nonsense"], "unexpected argument 'nonsense'"),
         (["--config=configs/lenet.py:smoke", "--workdir=/proc/none"], "cannot read or write"),
         (["--config=configs/lenet.py:smoke", "--workdir=gs://bucket/run"], "of this machine"),
+        (["--config=configs/lenet.py:smoke", "--workdir="], "workdir must be the path"),
         (["--config=configs/lenet.py", "--config.data_source=/none"], "not a folder"),
         (["--config=configs/lenet.py:smoke", "--config.batch_size=999"], "only 240"),
     ],
 )
-def test_wrong_calls_end_in_one_line(run_python, arguments, words):
-    result = run_python("train.py", *arguments)
+def test_wrong_calls_end_in_one_line(in_repository, capsys, arguments, words):
+    assert train.main(arguments, "train.py") == 2
+    assert_one_line(capsys, words)
+
+
+@pytest.mark.slow
+def test_a_process_ends_with_that_line_and_status(run_python):
+    result = run_python("train.py", "--config=configs/lenet.py", "--config.num_epochs=0")
     assert result.returncode == 2
-    assert len(result.stderr.splitlines()) == 1
-    assert result.stderr.startswith("train.py: ")
-    assert words in result.stderr
-    assert "compiled" not in result.stdout
+    assert result.stdout == ""
+    assert result.stderr == "train.py: config.num_epochs is 0; it must be at least 1\n"
 
 
 def test_a_wrong_switch_in_the_environment_ends_in_one_line(run_python):
@@ -61,7 +99,6 @@ def test_a_wrong_switch_in_the_environment_ends_in_one_line(run_python):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "words"),
     [
@@ -70,13 +107,72 @@ def test_a_wrong_switch_in_the_environment_ends_in_one_line(run_python):
         ("def get_config(:", "SyntaxError"),
     ],
 )
-def test_wrong_config_files_end_in_one_line(run_python, tmp_path, source, words):
+def test_wrong_config_files_end_in_one_line(in_repository, capsys, tmp_path, source, words):
     path = tmp_path / "wrong.py"
     path.write_text(source)
-    result = run_python("train.py", f"--config={path}")
-    assert result.returncode == 2
-    assert len(result.stderr.splitlines()) == 1
-    assert words in result.stderr
+    assert train.main([f"--config={path}"]) == 2
+    assert_one_line(capsys, words, "jaxcnn train")
+
+
+@pytest.mark.parametrize("given", [["--config=lenet:smoke"], ["-config", "lenet:smoke"]])
+def test_a_shipped_config_is_found_by_its_name(given):
+    call = train._parse([*given, "--config.batch_size=7"], "jaxcnn train")
+    assert call.config.dataset == "fashion_mnist_sample"
+    assert call.config.batch_size == 7
+    assert str(call.workdir) == "runs/lenet-smoke"
+    assert call.verbosity is None
+
+
+def test_the_shipped_configs_are_those_of_the_repository():
+    assert shipped_configs() == sorted(path.stem for path in ROOT.glob("configs/*.py"))
+    assert "jaxcnn.configs" in setuptools.find_namespace_packages(str(ROOT), include=["jaxcnn*"])
+    assert find_config("configs/lenet.py:smoke") == "configs/lenet.py:smoke"
+    assert find_config("./lenet") == "./lenet"
+
+
+def test_help_lists_every_key_with_its_meaning(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert train.main(["--help"], "train.py") == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert max(map(len, printed.out.splitlines())) <= 80
+    text = " ".join(printed.out.split())
+    for key in get_default_config():
+        assert f" {key} " in text
+    assert "batch_size examples per step, over all devices (128)" in text
+    assert "train.py --config lenet" in text
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "ours"),
+    [
+        ("lr", "learning_rate"),
+        ("LR", "learning_rate"),
+        ("bs", "batch_size"),
+        ("batch-size", "batch_size"),
+        ("batch", "batch_size"),
+        ("epochs", "num_epochs"),
+        ("epoch", "num_epochs"),
+        ("n_epochs", "num_epochs"),
+        ("wd", "weight_decay"),
+        ("opt", "optimizer"),
+        ("sched", "schedule"),
+        ("arch", "model"),
+        ("gpus", "num_devices"),
+        ("devices", "num_devices"),
+        ("img_size", "image_size"),
+        ("input_size", "image_size"),
+        ("classes", "num_classes"),
+        ("random_seed", "seed"),
+        ("data_path", "data_dir"),
+        ("aug", "augmentation"),
+        ("size", None),  # of the batch, or of the image
+        ("nonsense", None),
+        ("m", None),
+    ],
+)
+def test_names_from_elsewhere_are_told_ours(elsewhere, ours):
+    assert find_setting(elsewhere) == ours
 
 
 def test_importing_jaxcnn_is_light(run_python):

@@ -1,11 +1,15 @@
 """The README's promises: its Python runs, and what it names exists."""
 
 import re
+import shlex
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 from conftest import ROOT
+from jaxcnn.cli.main import main
 from jaxcnn.config import get_default_config
 
 README = (ROOT / "README.md").read_text()
@@ -18,6 +22,19 @@ def test_python_examples_run(tmp_path):
     code = "\n".join(examples).replace("/tmp/", f"{tmp_path}/")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as readers
         exec(code, {})
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections'
+def test_commands_run(tmp_path):
+    (block,) = re.findall(r"```sh\n(jaxcnn train.*?)```", README, re.DOTALL)
+    Image.fromarray(np.zeros((40, 30), np.uint8)).save(tmp_path / "shirt.png")
+    block = block.replace("/tmp/", f"{tmp_path}/").replace("shirt.png", f"{tmp_path}/shirt.png")
+    for line in block.splitlines():
+        program, *arguments = shlex.split(line, comments=True)
+        assert (program, main(arguments)) == ("jaxcnn", 0)
+    for name in ("run", "lenet.onnx", "report.html"):
+        assert (tmp_path / name).exists()
 
 
 def test_it_is_short():

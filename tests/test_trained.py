@@ -381,6 +381,19 @@ def test_a_new_head_on_a_frozen_body(tmp_path, capsys):
     )
 
 
+def test_several_devices_tune_as_one():
+    body = fit(Normed(), epochs=1)
+    settings = {"init_from": body, "freeze": ["norm1"], "epochs": 1}
+    one, two = (fit(Normed(), num_devices=n, **settings) for n in (1, 2))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        one.variables,
+        two.variables,
+    )
+    assert_same_bits(body.variables["batch_stats"]["norm1"], two.variables["batch_stats"]["norm1"])
+    assert two.model.axis_name is None
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

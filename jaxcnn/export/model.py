@@ -47,6 +47,7 @@ def export_model(
     class_names: Sequence[str],
     dtype: DTypeLike = jnp.float32,
     names: str | None = None,
+    force: bool = False,
 ) -> Path:
     """Write a trained model for another runtime.
 
@@ -67,13 +68,15 @@ def export_model(
     'archive/metadata.json' (`.pt`).
 
     Args:
-        path: of the file, which must not exist; its suffix says the format.
+        path: of the file; its suffix says the format.
         model: maps images in [0, 1], [N, H, W, C], to logits [N, K]; called with `train=False`.
         variables: of the model, {'params': ..., 'batch_stats': ...}.
         image_shape: (H, W, C) of the images that the model takes, after any resize.
         class_names: of the labels from 0, at most K.
         dtype: of the images that the model takes.
         names: for weights, 'd2l' (if None), or 'torchvision', see `jaxcnn.interop.to_torchvision`.
+
+        force: whether to replace a file that exists.
 
     Returns:
         The path.
@@ -92,7 +95,7 @@ def export_model(
     path = local_path(path, "path")
     suffix = path.suffix.lower()
     _check_format(path, suffix, names)
-    _check_destination(path)
+    _check_destination(path, force)
     _check_package(suffix)
     shape = _check_arguments(model, image_shape, class_names)
     if "implementation" in {field.name for field in dataclasses.fields(model)}:
@@ -200,8 +203,8 @@ def _check_package(suffix: str) -> None:
         raise ConfigError(f"{suffix} files take the package {package}: pip install {package}")
 
 
-def _check_destination(path: Path) -> None:
-    if os.path.lexists(path):
+def _check_destination(path: Path, force: bool) -> None:
+    if os.path.lexists(path) and not (force and path.is_file()):
         raise ConfigError(f"{str(path)!r} exists; delete it or give another name")
     if not path.parent.is_dir():
         raise ConfigError(f"{str(path)!r} cannot be written: {str(path.parent)!r} is no folder")

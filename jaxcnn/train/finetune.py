@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from jaxcnn.errors import ConfigError, did_you_mean
 from jaxcnn.layers import BatchNorm
+from jaxcnn.train.protocol import set_axis_name
 from jaxcnn.train.trees import name_of, shapes_by_name
 
 
@@ -23,6 +24,7 @@ class PartlyFrozen(nn.Module):
     Attributes:
         model: maps images to logits.
         frozen: names of modules of which everything stays, such as 'b2_0' or 'b2_0/bn1'.
+        axis_name: mapped axis that the model averages its batch statistics over, if any.
     """
 
     model: nn.Module
@@ -31,12 +33,13 @@ class PartlyFrozen(nn.Module):
 
     def setup(self) -> None:
         """Let the model have its variables here."""
-        nn.share_scope(self, self.model)
+        self.net = set_axis_name(self.model, self.axis_name)
+        nn.share_scope(self, self.net)
 
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Return the model's logits."""
         with nn.intercept_methods(partial(_average_in, self.frozen)):
-            return self.model(images, train=train)
+            return self.net(images, train=train)
 
 
 def _average_in(

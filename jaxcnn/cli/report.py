@@ -1,0 +1,29 @@
+"""Write an HTML page on runs: curves, figures, mistakes, what differs."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxcnn.cli.output import add_output, add_which, check_output
+
+HELP = "write an HTML page on runs"
+EXAMPLE = "jaxcnn report runs/lenet runs/lenet_modern -o report.html"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", default="report.html", help="the page (report.html)"
+    )
+    add_which(parser)
+    add_output(parser)
+
+
+def run(options: argparse.Namespace) -> Iterator[str]:
+    """Write the page, and yield where it is."""
+    path = check_output(options.output, options.force)
+    from jaxcnn.report import write_report
+
+    folders = [Path(folder) for folder in options.runs]
+    yield f"{write_report(folders, path, options.which, force=options.force)}"

@@ -71,6 +71,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/torch: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 expecttest
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0
 	touch $@
 
 clean:

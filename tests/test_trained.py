@@ -25,6 +25,7 @@ from jaxcnn.train import train_and_evaluate
 from jaxcnn.train.finetune import transfer
 from jaxcnn.train.loggers import MLflow
 from jaxcnn.train.programs import Programs
+from jaxcnn.train.record import workdir as workdir_module
 from jaxcnn.train.record.checkpoint import Checkpoints
 
 pytestmark = CACHED
@@ -547,3 +548,33 @@ def test_mlflow_has_the_run(tmp_path, monkeypatch):
     assert [(each.step, each.value) for each in found] == [
         (row["step"], row["test_accuracy"]) for row in trained.history
     ]
+
+
+class Curves:
+    """A logger that notes after each epoch whether there are curves, and may stop the run."""
+
+    def __init__(self, folder, stops):
+        self.path, self.stops, self.seen = folder / "curves.png", stops, []
+
+    def start(self, settings, step):
+        pass
+
+    def write(self, row):
+        self.seen.append(self.path.exists())
+        if self.stops:
+            signal.raise_signal(signal.SIGINT)
+
+    def close(self):
+        pass
+
+
+def test_curves_are_there_after_an_epoch_that_takes_long_and_after_a_stop(tmp_path, monkeypatch):
+    stopped = Curves(tmp_path / "stopped", stops=True)
+    with pytest.raises(StoppedError, match="and saved after step 8"):
+        fit(Tiny(), workdir=tmp_path / "stopped", loggers=[stopped])
+    assert stopped.seen == [False]
+    assert stopped.path.exists()
+    monkeypatch.setattr(workdir_module, "_DRAW_SHARE", np.inf)
+    slow = Curves(tmp_path / "slow", stops=False)
+    fit(Tiny(), workdir=tmp_path / "slow", loggers=[slow])
+    assert slow.seen == [True, True]

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ MAY_CHANGE = (
 )
 # Keys of `run.json` that earlier versions wrote under another name: then, and now.
 _RENAMED = {"steps_per_dispatch": "steps_per_call"}
+_DRAW_SHARE = 0.05  # most of the time of a run that drawing its curves after an epoch may take
 
 
 class Workdir:
@@ -62,6 +64,7 @@ class Workdir:
         self.folder = Path(folder)
         self._open = contextlib.ExitStack()  # closes the lock and all that is open
         self._run_file = self.folder / "run.json"
+        self._is_drawn, self._draw_time, self._draw_seconds = True, time.monotonic(), 0.5
         self._title = f"{settings['model']} on {settings['dataset']}"
         self.changes: list[str] = []
         run: dict[str, Any] = {"config": settings, "data": digests, **(facts or {}), "starts": []}
@@ -89,6 +92,8 @@ class Workdir:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if not self._is_drawn:  # stopped
+            self._try_to_draw()
         self._open.close()
 
     def resume(self, state: TrainState, warn: Callable[[str], None]) -> tuple[TrainState, Progress]:
@@ -144,8 +149,9 @@ class Workdir:
                 self._tensorboard.write(row)
         self._checkpoints.save(int(state.step), state, progress)
         if row is not None:
-            with contextlib.suppress(OSError):  # the curves may wait for the end of the run
-                self._draw()
+            self._is_drawn = False
+            if time.monotonic() - self._draw_time > self._draw_seconds / _DRAW_SHARE:
+                self._try_to_draw()
 
     def rows(self) -> list[Row]:
         """Return the rows of `metrics.jsonl`."""
@@ -170,9 +176,16 @@ class Workdir:
         return f"and saved after step {step}; the same command goes on from there"
 
     def _draw(self) -> None:
+        start = time.monotonic()
         unfinished = self.folder / ".unfinished.png"
         plot_curves(self.rows(), unfinished, self._title)
         unfinished.replace(self.folder / "curves.png")
+        self._is_drawn, self._draw_time = True, time.monotonic()
+        self._draw_seconds = self._draw_time - start
+
+    def _try_to_draw(self) -> None:
+        with contextlib.suppress(OSError):  # the end of the run draws again, or says why not
+            self._draw()
 
     def _write_run(self) -> None:
         write_atomically(self._run_file, f"{json.dumps(self._run, indent=2)}\n")

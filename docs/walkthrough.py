@@ -536,7 +536,7 @@ print_shapes(vgg, (1, 32, 32, 1))
 
 # %% tags=["trained"]
 vgg_trained = jaxcnn.fit(
-    vgg, train, test, epochs=4, batch_size=64, image_size=32, optimizer=optax.adam(1e-3)
+    vgg, train, test, epochs=3, batch_size=50, image_size=32, optimizer=optax.adam(1e-3)
 )
 
 # %% tags=["varies"]
@@ -607,7 +607,7 @@ resnet = jaxcnn.fit(
     train.first(1200),
     test,
     epochs=2,
-    batch_size=32,
+    batch_size=40,
     learning_rate=0.01,
     momentum=0.9,
 )

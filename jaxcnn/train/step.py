@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax import lax
 
 from jaxcnn.keys import Purpose, derive_key
-from jaxcnn.ops.sharding import vary_over
+from jaxcnn.ops.sharding import on_explicit_mesh, vary_over
 from jaxcnn.train.metrics import Metrics
 from jaxcnn.train.state import TrainState
 
@@ -171,4 +171,5 @@ def _cross_entropy(logits: Any, labels: jax.Array) -> jax.Array:
     if jnp.issubdtype(labels.dtype, jnp.signedinteger):
         labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # holds any class
         labels = jnp.where(labels < 0, logits.shape[-1], labels)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    losses = optax.softmax_cross_entropy_with_integer_labels
+    return on_explicit_mesh(losses, like=lambda logits, labels: logits.max(axis=-1))(logits, labels)

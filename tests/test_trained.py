@@ -494,7 +494,7 @@ def test_curves_grow_in_jupyter():
         if message["msg_type"] in ("display_data", "update_display_data")
         and "image/png" in message["content"]["data"]
     ]
-    assert len(set(grown)) == 3
+    assert len(set(grown)) >= 2  # the first epoch, and the last
     (result,) = (output for output in cell.outputs if output.output_type == "execute_result")
     assert "image/png" in result.data
     assert len(result.data["text/plain"]) < 400

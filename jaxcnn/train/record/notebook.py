@@ -3,6 +3,7 @@
 import base64
 import sys
 import time
+from types import TracebackType
 from typing import Any
 
 from jaxcnn.inspect.figures import curves_png
@@ -10,6 +11,7 @@ from jaxcnn.train.record.display import Display, Means, format_means
 from jaxcnn.train.record.logs import Row
 
 _SECONDS = 0.5  # between two changes of the line within an epoch
+_DRAW_SHARE = 0.1  # most of the time of a run that drawing its curves may take
 
 
 def create_display(num_steps: int, num_epochs: int) -> Display:
@@ -36,6 +38,7 @@ class NotebookDisplay(Display):
         super().__init__(num_steps, num_epochs)
         self._rows: list[Row] = []
         self._handles: dict[str, Any] = {}
+        self._is_drawn, self._draw_time, self._draw_seconds = True, 0.0, 0.0
 
     def step(self, epoch: int, step: int, rate: float, means: Means) -> None:
         """Show the latest step whose metrics are known."""
@@ -50,11 +53,29 @@ class NotebookDisplay(Display):
         splits = {"train": train, "test": test or {}}
         means = {f"{split}_{name}": x for split, each in splits.items() for name, x in each.items()}
         self._rows.append({"epoch": epoch, "step": step, **means})
-        png = base64.b64encode(curves_png(self._rows)).decode()
-        self._show("curves", {"image/png": png, "text/plain": "loss and accuracy by epoch"})
+        self._is_drawn = False
+        if time.monotonic() - self._draw_time > self._draw_seconds / _DRAW_SHARE:
+            self._draw()
         results = (f"{name} {format_means(x)}" for name, x in splits.items() if x)
         start = f"epoch {epoch}/{self._num_epochs}  step {step}"
         self._show_line("  ".join([start, *results, f"{rate:,.0f} images/s"]))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._is_drawn:
+            self._draw()
+        super().__exit__(kind, error, trace)
+
+    def _draw(self) -> None:
+        start = time.monotonic()
+        png = base64.b64encode(curves_png(self._rows)).decode()
+        self._show("curves", {"image/png": png, "text/plain": "loss and accuracy by epoch"})
+        self._is_drawn, self._draw_time = True, time.monotonic()
+        self._draw_seconds = self._draw_time - start
 
     def _show_line(self, text: str) -> None:
         self._last_line = time.monotonic()

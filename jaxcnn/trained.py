@@ -340,16 +340,10 @@ def load(folder: str | Path, which: str | int = "best", model: nn.Module | None 
     Raises:
         ConfigError: if it is no folder of a run, has no such checkpoint yet, or the model is
             another.
-        DamagedCheckpointError: if a file of the checkpoint is not what was written.
+        DataError: if a file of the checkpoint is not what was written.
     """
     folder = local_path(folder, "folder")
-    if not (folder / "run.json").is_file():
-        what = "has no run.json" if folder.is_dir() else "is no folder"
-        raise ConfigError(f"{str(folder)!r} {what}; give the folder of a run, such as 'runs/lenet'")
-    try:
-        run = read_run(folder)
-    except ConfigError as error:
-        raise ConfigError(f"{str(folder)!r} cannot be loaded: {error}") from error
+    run = read_run(folder)
     config = _as_config(run["config"])
     if model is None:
         model = _rebuild_model(run, config, folder)

@@ -376,7 +376,7 @@ def test_convolutions_come_in_the_order_of_the_calls(trained):
     [
         ([], "report.html", "no run to report"),
         (["run", "./run"], "report.html", "is given twice"),
-        (["none"], "report.html", "is not the folder of a run"),
+        (["none"], "report.html", "is no folder; give the folder of a run"),
         (["run"], "report.pdf", "must end in .html"),
         (["run"], "none/report.html", "is in a folder that does not exist"),
         (["run"], "there.html", "exists; give another path"),

@@ -86,13 +86,7 @@ def _read_run(name: str) -> Run:
     from jaxcnn.train.record.workdir import read_run
 
     folder = local_path(name, "the folder of a run")
-    if not (folder / "run.json").is_file():
-        what = "has no run.json" if folder.is_dir() else "is no folder"
-        raise ConfigError(f"{name!r} {what}; give the folder of a run, such as 'runs/lenet'")
-    try:
-        record = read_run(folder)
-    except ConfigError as error:
-        raise ConfigError(f"{name!r} cannot be read: {error}") from None
+    record = read_run(folder)
     digests = {split: digest[:_DIGITS] for split, digest in record["data"].items()}
     settings = record["config"] | {"data": digests}
     return Run(name, settings, JsonLines(folder / "metrics.jsonl").rows())

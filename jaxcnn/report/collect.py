@@ -85,10 +85,7 @@ def read_records(folders: Sequence[str | Path]) -> dict[Path, dict[str, Any]]:
     for i, path in enumerate(paths):
         if resolved[i] in resolved[:i]:
             raise ConfigError(f"the run in {str(path)!r} is given twice; give each once")
-        try:
-            records[path] = read_run(path)
-        except ConfigError as error:
-            raise ConfigError(f"{str(path)!r} is not the folder of a run: {error}") from error
+        records[path] = read_run(path)
     return records
 
 

@@ -214,7 +214,7 @@ class Workdir:
     def _check_same_run(self, now: dict[str, Any]) -> list[dict[str, Any]]:
         """Raise a ConfigError if the folder belongs to another run; return its earlier starts."""
         try:
-            before = read_run(self.folder)
+            before = _read_record(self.folder)
         except ConfigError as error:
             raise ConfigError(
                 f"the workdir {str(self.folder)!r} has checkpoints or logs, but {error}, so it is "
@@ -246,8 +246,18 @@ def read_run(folder: Path) -> dict[str, Any]:
         folder: of the run; nothing in it changes.
 
     Raises:
-        ConfigError: if it cannot be read.
+        ConfigError: if it is not the folder of a run, or the record cannot be read.
     """
+    if not (folder / "run.json").is_file():
+        what = "has no run.json" if folder.is_dir() else "is no folder"
+        raise ConfigError(f"{str(folder)!r} {what}; give the folder of a run, such as 'runs/lenet'")
+    try:
+        return _read_record(folder)
+    except ConfigError as error:
+        raise ConfigError(f"the run in {str(folder)!r} cannot be read: {error}") from error
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
     try:
         run = json.loads((folder / "run.json").read_text())
         run["starts"] = [dict(start) for start in run["starts"]]

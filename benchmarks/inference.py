@@ -1,6 +1,6 @@
 """Images per second of a trained model, beside onnxruntime on what it exports.
 
-python benchmarks/inference.py [--models lenet_modern resnet18 vgg] [--rounds 5]
+python benchmarks/inference.py [--models lenet resnet18] [--rounds 5]
 
 Two sides, each in a process of its own, take turns: `Trained.predict`, and onnxruntime with the
 file that `Trained.export` has written, both on uint8 images of the model's size; ours gives
@@ -108,7 +108,7 @@ def time_first_prediction(rounds: int) -> dict[str, float]:
 def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["lenet_modern", "resnet18", "vgg"])
+    parser.add_argument("--models", nargs="+", default=["lenet", "lenet_modern", "resnet18", "vgg"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--side")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/inference.json")

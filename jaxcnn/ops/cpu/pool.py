@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxcnn.ops import xla
+from jaxcnn.ops.cpu import limits
 from jaxcnn.ops.cpu.programs import cpu_or_default
 from jaxcnn.ops.geometry import Windows
 from jaxcnn.ops.sharding import on_explicit_mesh
@@ -27,10 +28,14 @@ def max_pool(images: jax.Array, windows: Windows) -> jax.Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _max_pool(images: jax.Array, windows: Windows) -> jax.Array:
-    if not _halves(windows):
+    if _halves(windows):
+        of_cpu: Callable[[jax.Array], jax.Array] = _halve
+    elif _is_narrow(images, windows):
+        of_cpu = partial(_tile_maximum, windows=windows)
+    else:
         return xla.max_pool(images, windows)
     return lax.platform_dependent(
-        images, cpu=_halve, default=partial(xla.max_pool, windows=windows)
+        images, cpu=of_cpu, default=partial(xla.max_pool, windows=windows)
     )
 
 
@@ -109,6 +114,17 @@ def _first_maximum(pixels: Sequence[jax.Array]) -> jax.Array:
     # XLA would fuse something so cheap into each of its consumers, pixel by pixel of the window.
     # It counts a square root, which is exact here, as expensive, and keeps its result.
     return lax.sqrt(square)
+
+
+def _is_narrow(images: jax.Array, windows: Windows) -> bool:
+    """Return whether XLA's own maximum would leave most of a vector register empty."""
+    is_small = math.prod(windows.size) <= _MAX_PIXELS
+    return windows.tile_the_image and is_small and images.shape[-1] < limits.CURRENT.lanes
+
+
+def _tile_maximum(images: jax.Array, windows: Windows) -> jax.Array:
+    """Return the maxima of windows side by side, by whole arrays."""
+    return reduce(jnp.maximum, _pixels(images, windows.size))
 
 
 def _tile_tangent(images: jax.Array, tangent: jax.Array, windows: Windows) -> jax.Array:

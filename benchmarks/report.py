@@ -15,7 +15,12 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PICTURE = RESULTS / "train_step.png"
 BEGIN, END = "<!-- written by benchmarks/report.py -->", "<!-- as far as here -->"
-NAMES = {"lenet": "LeNet, 28 px", "resnet18": "ResNet18, 96 px", "vgg": "narrow VGG, 224 px"}
+NAMES = {
+    "lenet": "LeNet, 28 px",
+    "lenet_modern": "LeNet's modern form, 28 px",
+    "resnet18": "ResNet18, 96 px",
+    "vgg": "narrow VGG, 224 px",
+}
 COLORS = {"jaxcnn": "#3366aa", "torch": "#cc5522", "xla": "#999999"}
 LABELS = {"jaxcnn": "jaxcnn", "torch": "PyTorch", "xla": "jaxcnn with XLA's own convolutions"}
 
@@ -38,14 +43,15 @@ def summary() -> str:
         "XLA's convolutions |",
         "|---|---|---|---|---|",
     ]
-    for net, name in NAMES.items():
+    for net in dict.fromkeys(result["net"] for result in results):
         plain, tuned = (
             next(r for r in results if (r["net"], r["allocator"]) == (net, allocator))["sides"]
             for allocator in ("plain", "tuned")
         )
         rows.append(
-            f"| {name} | {milliseconds(plain['jaxcnn'])} | {spread(plain['torch']['ratio'])} | "
-            f"{spread(tuned['torch']['ratio'])} | {spread(plain['xla']['ratio'])} |"
+            f"| {NAMES[net]} | {milliseconds(plain['jaxcnn'])} | "
+            f"{spread(plain['torch']['ratio'])} | {spread(tuned['torch']['ratio'])} | "
+            f"{spread(plain['xla']['ratio'])} |"
         )
     measured = (
         f"Medians (and range over the rounds) on {machine['cores']} cores of an "
@@ -81,6 +87,29 @@ def step_rows() -> list[str]:
     return rows
 
 
+def inference() -> list[str]:
+    """Return the table of predictions, and where they were measured."""
+    record = load("inference")
+    machine, results = record["machine"], record["results"]
+    rows = [
+        "| network | 128 images at once, images/s | onnxruntime's time / ours | "
+        "a single image, ms | onnxruntime's time / ours |",
+        "|---|---|---|---|---|",
+    ]
+    for net, name in NAMES.items():
+        many, one = results[f"{net}, 512"], results[f"{net}, 1"]
+        rows.append(
+            f"| {name} | {1 / many['ours']['median']:,.0f} | {spread(many['ratio'])} | "
+            f"{1e3 * one['ours']['median']:.1f} | {spread(one['ratio'])} |"
+        )
+    text = (
+        "From the start of a process to the first prediction of a saved LeNet: "
+        f"{results['first_prediction']['median']:.1f} s. Measured on {machine['date']} on "
+        f"{machine['cores']} cores of an {machine['processor']} with jax {machine['jax']}."
+    )
+    return [*rows, "", *textwrap.wrap(text, 100)]
+
+
 def details() -> str:
     """Return the figures of docs/performance.md."""
     machine = load("train_step")["machine"]
@@ -112,6 +141,10 @@ def details() -> str:
             "rounds.",
             100,
         ),
+        "",
+        "`Trained.predict` beside onnxruntime with the exported file:",
+        "",
+        *inference(),
     ]
     return "\n".join(lines)
 

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -38,6 +39,41 @@ def local_path(path: str | os.PathLike[str], name: str) -> Path:
         raise ConfigError(
             f"{name} is {text!r}, but that home folder is not known; give the whole path"
         ) from None
+
+
+def check_output(
+    path: str | os.PathLike[str], force: bool, how_to_force: str = "force=True"
+) -> Path:
+    """Check that a file can be written, before any work goes into it.
+
+    Args:
+        path: of the file.
+        force: whether it may exist; it is then to be replaced.
+        how_to_force: how the caller says so, for the error.
+
+    Returns:
+        The path, with `~` replaced.
+
+    Raises:
+        ConfigError: if it exists (unless `force` is given), is a folder, or cannot be written.
+
+    >>> check_output("/", force=False)
+    Traceback (most recent call last):
+    jaxcnn.errors.ConfigError: '/' is a folder; give a file in it
+    """
+    file = local_path(path, "the output")
+    given = repr(str(path))
+    try:
+        if file.is_dir():
+            raise ConfigError(f"{given} is a folder; give a file in it")
+        if os.path.lexists(file) and not (force and file.is_file()):
+            replace = f", or {how_to_force} to replace it" if file.is_file() else ""
+            raise ConfigError(f"{given} exists; give another name{replace}")
+        with tempfile.TemporaryFile(dir=file.parent):
+            return file
+    except OSError as error:
+        why = error.strerror or error
+        raise ConfigError(f"cannot write {given} ({why}); give another name") from None
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

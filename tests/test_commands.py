@@ -217,7 +217,7 @@ def test_export_writes_a_file_once(run, call, results, tmp_path, monkeypatch):
         status, _, err = call("export", run, path)
     assert status == 2
     assert err == [
-        f"jaxcnn export: {str(path)!r} exists; give another name, or --force to overwrite it"
+        f"jaxcnn export: {str(path)!r} exists; give another name, or --force to replace it"
     ]
     path.write_text("older")
     results("export", run, path, "--force", "--names", "d2l")

@@ -212,7 +212,8 @@ def test_any_names_and_numbers_of_classes(count):
         mistakes=[mistake],
         image=images[1],
     )
-    content = render([run], vega="")
+    content = render([run], vega="", title="Title <b>with a tag")
+    assert content.count("Title &lt;b&gt;with a tag") == 2
     page = Page(content)
     assert page.tags.count("script") == 3
     assert "<b>cat" not in content
@@ -378,8 +379,8 @@ def test_convolutions_come_in_the_order_of_the_calls(trained):
         (["run", "./run"], "report.html", "is given twice"),
         (["none"], "report.html", "is no folder; give the folder of a run"),
         (["run"], "report.pdf", "must end in .html"),
-        (["run"], "none/report.html", "is in a folder that does not exist"),
-        (["run"], "there.html", "exists; give another path"),
+        (["run"], "none/report.html", "(No such file or directory)"),
+        (["run"], "there.html", "exists; give another name"),
         (["run"], "folder.html", "is a folder"),
         (["run"], f"{'x' * 300}.html", "cannot write"),
     ],

@@ -5,12 +5,11 @@ import contextlib
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxcnn.errors import ConfigError, JaxcnnError, first_line
-from jaxcnn.files import local_path
+from jaxcnn import files
+from jaxcnn.errors import JaxcnnError, first_line
 
 PIPE_CLOSED = 141  # exit status, as a shell reports SIGPIPE
 
@@ -121,21 +120,8 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def check_output(path: str, force: bool) -> Path:
-    """Check that a file can be written, before any work.
-
-    Raises:
-        ConfigError: if it exists, unless `force` is given, or cannot be written.
-    """
-    file = local_path(path, "the output")
-    if file.is_dir():
-        raise ConfigError(f"{path!r} is a folder; give a file in it")
-    if os.path.lexists(file) and not force:
-        raise ConfigError(f"{path!r} exists; give another name, or --force to overwrite it")
-    try:
-        with tempfile.TemporaryFile(dir=file.parent):
-            return file
-    except OSError as error:
-        raise ConfigError(f"cannot write {path!r} ({error.strerror}); give another name") from None
+    """Check that a file can be written, before any work; see `jaxcnn.files.check_output`."""
+    return files.check_output(path, force, how_to_force="--force")
 
 
 def _which(text: str) -> str | int:

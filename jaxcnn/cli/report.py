@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", metavar="FILE", default="report.html", help="the page (report.html)"
     )
+    parser.add_argument("--title", help="of the page")
     add_which(parser)
     add_output(parser)
 
@@ -26,4 +27,5 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     from jaxcnn.report import write_report
 
     folders = [Path(folder) for folder in options.runs]
-    yield f"{write_report(folders, path, options.which, force=options.force)}"
+    page = write_report(folders, path, options.which, title=options.title, force=options.force)
+    yield f"{page}"

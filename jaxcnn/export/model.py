@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 import jaxcnn
 from jaxcnn.data.pipeline import preprocess
 from jaxcnn.errors import ConfigError, JaxcnnError, did_you_mean, first_line
-from jaxcnn.files import local_path, write_atomically
+from jaxcnn.files import check_output, local_path, write_atomically
 from jaxcnn.interop import save_state_dict, to_torch, to_torchvision
 from jaxcnn.ops.cpu import VARIABLE
 from jaxcnn.ops.sizes import as_integer
@@ -75,7 +75,6 @@ def export_model(
         class_names: of the labels from 0, at most K.
         dtype: of the images that the model takes.
         names: for weights, 'd2l' (if None), or 'torchvision', see `jaxcnn.interop.to_torchvision`.
-
         force: whether to replace a file that exists.
 
     Returns:
@@ -95,7 +94,7 @@ def export_model(
     path = local_path(path, "path")
     suffix = path.suffix.lower()
     _check_format(path, suffix, names)
-    _check_destination(path, force)
+    check_output(path, force)
     _check_package(suffix)
     shape = _check_arguments(model, image_shape, class_names)
     if "implementation" in {field.name for field in dataclasses.fields(model)}:
@@ -201,15 +200,6 @@ def _check_package(suffix: str) -> None:
     package = _PACKAGES[suffix]
     if importlib.util.find_spec(package) is None:
         raise ConfigError(f"{suffix} files take the package {package}: pip install {package}")
-
-
-def _check_destination(path: Path, force: bool) -> None:
-    if os.path.lexists(path) and not (force and path.is_file()):
-        raise ConfigError(f"{str(path)!r} exists; delete it or give another name")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{str(path)!r} cannot be written: {str(path.parent)!r} is no folder")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ConfigError(f"{str(path)!r} cannot be written: its folder is not writable")
 
 
 def _check_arguments(model: Any, image_shape: Any, class_names: Any) -> Shape:

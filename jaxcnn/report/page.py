@@ -4,7 +4,6 @@ import base64
 import contextlib
 import functools
 import io
-import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import resources
@@ -17,7 +16,7 @@ from PIL import Image
 from jaxcnn import __version__
 from jaxcnn.data import check_dataset
 from jaxcnn.errors import ConfigError
-from jaxcnn.files import local_path, write_atomically
+from jaxcnn.files import check_output, write_atomically
 from jaxcnn.report import charts
 from jaxcnn.report.collect import (
     Run,
@@ -41,6 +40,7 @@ def write_report(
     which: str | int = "best",
     *,
     data: Any = None,
+    title: str | None = None,
     force: bool = False,
 ) -> Path:
     """Write a web page of one run or several, which needs no other file and no network.
@@ -56,6 +56,7 @@ def write_report(
         which: checkpoint of each run: 'best', 'last' or a step; see `jaxcnn.load`.
         data: to evaluate all runs on, as `jaxcnn.data.check_dataset` accepts it; None for each
             run's own test set, which a run does not record that was given its data as an object.
+        title: of the page; None for the number of runs.
         force: whether to replace a file that exists.
 
     Returns:
@@ -74,35 +75,24 @@ def write_report(
         raise ConfigError(f"which is {which!r}; it must be 'best', 'last' or the number of a step")
     records = read_records(given)
     dataset = None if data is None else check_dataset(data, "data")
-    path = _check_output(local_path(path, "path"), force)
+    path = _check_page(path, force)
     vega = _vega()
     names = name_runs(list(records))
     runs = [
         collect(folder, name, record, which, dataset)
         for name, (folder, record) in zip(names, records.items(), strict=True)
     ]
-    page = render(runs, vega)
+    page = render(runs, vega, title)
     with _writing(path):
         write_atomically(path, page)
     return path
 
 
-def _check_output(path: Path, force: bool) -> Path:
-    """Return the path, if a page can be written there.
-
-    Raises:
-        ConfigError: if not.
-    """
+def _check_page(path: str | Path, force: bool) -> Path:
+    path = check_output(path, force)
     if path.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"the report is a web page; {str(path)!r} must end in .html")
-    with _writing(path):
-        if path.is_dir() or not path.parent.is_dir():
-            what = "is a folder" if path.is_dir() else "is in a folder that does not exist"
-            raise ConfigError(f"{str(path)!r} {what}; give a file in a folder that exists")
-        if path.exists() and not force:
-            raise ConfigError(f"{str(path)!r} exists; give another path, or force to replace it")
-        with tempfile.TemporaryFile(dir=path.parent):
-            return path
+    return path
 
 
 @contextlib.contextmanager
@@ -132,12 +122,13 @@ def _vega() -> str:
     return javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
-def render(runs: Sequence[Run], vega: str) -> str:
+def render(runs: Sequence[Run], vega: str, title: str | None = None) -> str:
     """Return the page as HTML.
 
     Args:
         runs: to show.
         vega: JavaScript that defines `vegaEmbed`.
+        title: of the page; None for the number of runs.
     """
     import jinja2  # here, since it is an extra
 
@@ -154,6 +145,7 @@ def render(runs: Sequence[Run], vega: str) -> str:
     files = resources.files(__package__)
     return environment.from_string((files / "page.html").read_text("utf-8")).render(
         runs=runs,
+        title=title,
         colors=[charts.run_color(i, len(runs)) for i in range(len(runs))],
         specs=specs,
         note=data_note(runs),

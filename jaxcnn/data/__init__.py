@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from jaxcnn.data.augment import AUGMENTATIONS, MIXINGS
 from jaxcnn.data.cache import load_idx_dataset
 from jaxcnn.data.dataset import Dataset, check_dataset
 from jaxcnn.data.fashion_mnist import load_fashion_mnist
-from jaxcnn.data.pipeline import AUGMENTATIONS, epoch_batches, preprocess
+from jaxcnn.data.pipeline import epoch_batches, preprocess
 from jaxcnn.data.sample import load_fashion_mnist_sample
 from jaxcnn.data.spec import IdxSpec
 from jaxcnn.errors import did_you_mean
@@ -15,6 +16,7 @@ from jaxcnn.registry import call_entry
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
+    "MIXINGS",
     "Dataset",
     "IdxSpec",
     "check_dataset",

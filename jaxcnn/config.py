@@ -1,5 +1,6 @@
 """Every setting of a run: its default, its meaning and what it may be."""
 
+import json
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -69,6 +70,15 @@ def get_default_config() -> ConfigDict:
     config.implementation = ""  # "auto" or "xla"; "": $JAXCNN_IMPLEMENTATION, else "auto"
 
     return config.lock()
+
+
+def to_settings(config: ConfigDict) -> dict[str, Any]:
+    """Return a config as a dict of what JSON has: its tuples become lists.
+
+    >>> to_settings(get_default_config())["rate_steps"]
+    []
+    """
+    return json.loads(json.dumps(config.to_dict()))
 
 
 def smoke(config: ConfigDict, image_size: int) -> ConfigDict:

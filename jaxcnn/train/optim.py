@@ -99,7 +99,7 @@ def muon(config: ConfigDict, learning_rate: Schedule) -> optax.GradientTransform
     """Build Muon: each kernel moves by an orthogonal matrix, all else as by Adam.
 
     A kernel [h, w, I, O] counts as a matrix [h w I, O]. Momentum is Nesterov's, Adam's too, and
-    weight decay decoupled. One rate serves both: an update of a matrix is scaled to the size of Adam's.
+    weight decay decoupled. One rate serves both: updates of a matrix are as large as Adam's.
 
     Source: Jordan et al., Muon, 2024; Liu et al., Muon is scalable for LLM training, 2025.
     """

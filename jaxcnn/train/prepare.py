@@ -12,7 +12,7 @@ import optax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from jaxcnn.config import DTYPES, check_batches, check_values, validate_config
+from jaxcnn.config import DTYPES, check_batches, check_values, to_settings, validate_config
 from jaxcnn.data import Dataset, check_dataset, load_dataset, preprocess
 from jaxcnn.data.augment import parse_augmentation, parse_mixing
 from jaxcnn.data.pipeline import batch_sizes, epoch_sizes
@@ -199,7 +199,7 @@ def _settings(config: ConfigDict, model: Any, optimizer: Any, train: Any, test: 
         return config[key] if given is None else f"object {type(given).__name__}"
 
     datasets = dict.fromkeys(word("dataset", given) for given in (train, test))
-    return config.to_dict() | {
+    return to_settings(config) | {
         "model": word("model", model),
         "optimizer": word("optimizer", optimizer),
         "dataset": ", ".join(datasets),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxcnn.config import get_default_config
+from jaxcnn.config import get_default_config, to_settings
 from jaxcnn.errors import ConfigError, TrainingError
 from jaxcnn.files import hold_lock, sync, write_atomically
 from jaxcnn.inspect import plot_curves
@@ -226,11 +226,10 @@ class Workdir:
                 "not known whose they are; restore it, or give another --workdir"
             ) from error
         config, data, starts = before["config"], before["data"], before["starts"]
-        config_now = json.loads(json.dumps(now["config"]))  # its tuples become lists, as recorded
         changes = [
-            f"{key} was {config.get(key)!r} and is {config_now.get(key)!r}"
-            for key in sorted(config.keys() | config_now.keys())
-            if config.get(key) != config_now.get(key) and key not in MAY_CHANGE
+            f"{key} was {config.get(key)!r} and is {now['config'].get(key)!r}"
+            for key in sorted(config.keys() | now["config"].keys())
+            if config.get(key) != now["config"].get(key) and key not in MAY_CHANGE
         ]
         if changes:
             raise ConfigError(
@@ -277,7 +276,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
 def _with_todays_keys(recorded: dict[str, Any]) -> dict[str, Any]:
     """Return recorded settings under their names of today, with defaults for newer keys."""
     renamed = {_RENAMED.get(key, key): value for key, value in recorded.items()}
-    return json.loads(json.dumps(get_default_config().to_dict())) | renamed
+    return to_settings(get_default_config()) | renamed
 
 
 def _changes(starts: list[dict[str, Any]], environment: dict[str, Any]) -> list[str]:

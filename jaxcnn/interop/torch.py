@@ -74,6 +74,7 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module) -> StateDict:
             unexpected, of another shape, or not of finite floating-point numbers; it names the
             array.
 
+    >>> from jaxcnn.models import LeNet
     >>> model = LeNet()
     >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
     >>> to_torch(variables, model)["net.0.weight"].shape
@@ -118,6 +119,7 @@ def from_torch(state_dict: Any, model: nn.Module) -> dict[str, Any]:
             names the entry. Also if the weights are there twice, as in a checkpoint with an
             exponential moving average.
 
+    >>> from jaxcnn.models import LeNet
     >>> model = LeNet()
     >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
     >>> back = from_torch(to_torch(variables, model), model)
@@ -137,6 +139,7 @@ def read_state_dict(
         model: likewise.
         rename: from a name of d2l's, without 'net.', to that in the state dict.
 
+    >>> from jaxcnn.models import LeNet
     >>> model = LeNet()
     >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
     >>> state = {name.replace("net", "layer"): x for name, x in to_torch(variables, model).items()}

@@ -51,7 +51,8 @@ class DenseBlock(nn.Module):
     Source: d2l 8.7.2.
 
     >>> block = DenseBlock(2, 10)
-    >>> block.init_with_output(jax.random.key(0), jax.numpy.ones((4, 8, 8, 3)))[0].shape
+    >>> images = jax.ShapeDtypeStruct((4, 8, 8, 3), "float32")
+    >>> jax.eval_shape(block.init_with_output, jax.random.key(0), images)[0].shape
     (4, 8, 8, 23)
     """
 

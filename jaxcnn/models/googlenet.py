@@ -58,7 +58,8 @@ class Inception(nn.Module):
     Source: d2l 8.4.1.
 
     >>> block = Inception(2, (1, 3), (1, 4), 5)
-    >>> block.init_with_output(jax.random.key(0), jax.numpy.ones((1, 6, 6, 3)))[0].shape
+    >>> images = jax.ShapeDtypeStruct((1, 6, 6, 3), "float32")
+    >>> jax.eval_shape(block.init_with_output, jax.random.key(0), images)[0].shape
     (1, 6, 6, 14)
     """
 

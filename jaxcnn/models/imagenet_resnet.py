@@ -45,7 +45,8 @@ class BasicBlock(nn.Module):
     Source: He et al., 2016, figure 5, left.
 
     >>> block = BasicBlock(6, use_1x1conv=True, strides=2)
-    >>> block.init_with_output(jax.random.key(0), jax.numpy.ones((4, 6, 6, 3)))[0].shape
+    >>> images = jax.ShapeDtypeStruct((4, 6, 6, 3), "float32")
+    >>> jax.eval_shape(block.init_with_output, jax.random.key(0), images)[0].shape
     (4, 3, 3, 6)
     """
 
@@ -103,7 +104,8 @@ class Bottleneck(nn.Module):
     Source: He et al., 2016, figure 5, right.
 
     >>> block = Bottleneck(8, use_1x1conv=True, strides=2)
-    >>> block.init_with_output(jax.random.key(0), jax.numpy.ones((4, 6, 6, 3)))[0].shape
+    >>> images = jax.ShapeDtypeStruct((4, 6, 6, 3), "float32")
+    >>> jax.eval_shape(block.init_with_output, jax.random.key(0), images)[0].shape
     (4, 3, 3, 8)
     """
 

@@ -42,7 +42,8 @@ class NiNBlock(nn.Module):
     Source: d2l 8.3.1 (`nin_block`).
 
     >>> block = NiNBlock(8, kernel_size=11, strides=4, padding=0)
-    >>> block.init_with_output(jax.random.key(0), jax.numpy.ones((1, 31, 31, 3)))[0].shape
+    >>> images = jax.ShapeDtypeStruct((1, 31, 31, 3), "float32")
+    >>> jax.eval_shape(block.init_with_output, jax.random.key(0), images)[0].shape
     (1, 6, 6, 8)
     """
 

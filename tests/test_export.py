@@ -19,10 +19,27 @@ from flax.core import freeze
 from safetensors import safe_open
 
 import jaxcnn
-from jaxcnn import VGG, ConfigError, LeNet, LeNetModern, Residual, ResNet, ResNet18
+from jaxcnn import (
+    VGG,
+    ConfigError,
+    LeNet,
+    LeNetModern,
+    Residual,
+    ResNet,
+    ResNet18,
+    ResNet34,
+    ResNet50,
+    ResNeXt50,
+)
 from jaxcnn.data import preprocess
 from jaxcnn.export import export_model
-from jaxcnn.interop import from_torch, load_state_dict, to_torch, to_torchvision
+from jaxcnn.interop import (
+    from_torch,
+    from_torchvision,
+    load_state_dict,
+    to_torch,
+    to_torchvision,
+)
 
 NAMES = ("shirt", 'the "coat"', "Stövel")
 SMALL_VGG = VGG(arch=((1, 8), (2, 16)))
@@ -429,6 +446,67 @@ def test_torchvision_gives_the_same_logits(name, torchvision, tmp_path):
         path = export(tmp_path / f"net{suffix}", model, variables, shape, names="torchvision")
         for count in (1, 3, 128):
             assert_close(logits_of_torch(torch, net, path, images[:count]), logits[:count])
+
+
+SHALLOW = ((1, 64), (1, 128), (1, 256), (1, 512))
+BOTTLENECKS = ((1, 256), (1, 512), (1, 1024), (1, 2048))
+TORCHVISION = {  # torchvision's name: jaxcnn's model, block of torchvision and its fields
+    "resnet18": (functools.partial(ResNet18, arch=SHALLOW), "BasicBlock", {}),
+    "resnet34": (functools.partial(ResNet34, arch=SHALLOW), "BasicBlock", {}),
+    "resnet50": (functools.partial(ResNet50, arch=BOTTLENECKS), "Bottleneck", {}),
+    "resnext50_32x4d": (
+        functools.partial(ResNeXt50, arch=BOTTLENECKS),
+        "Bottleneck",
+        {"groups": 32, "width_per_group": 4},
+    ),
+}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_weights_of_torchvision_give_the_same_logits(name, torchvision):
+    """With one block a stage; they come back as they were, but for resnet18's shortcuts."""
+    import torch
+
+    make, block, fields = TORCHVISION[name]
+    torch.manual_seed(0)
+    block = getattr(torchvision.models.resnet, block)
+    net = torchvision.models.ResNet(block, [1, 1, 1, 1], num_classes=10, **fields)
+    for key, value in net.state_dict().items():  # as after training
+        if key.endswith(("running_var", "bn1.weight", "bn2.weight", "downsample.1.weight")):
+            value.uniform_(0.5, 2)
+        elif key.endswith(("running_mean", "bias", "fc.weight")):
+            value.normal_(0, 0.3)
+    model, shape = make(), (33, 40, 3)
+    variables, images = from_torchvision(net.state_dict(), model), images_of(shape, 4)
+    with torch.no_grad():
+        theirs = net.eval()(torch.tensor(images.transpose(0, 3, 1, 2)) / 255).numpy()
+    assert_close(logits_of(model, variables, images), theirs)
+    state = to_torchvision(variables, model, shape[:2])
+    if name == "resnet18":
+        assert set(state) == set(net.state_dict())
+    for key, value in net.state_dict().items() if name != "resnet18" else ():
+        if not key.endswith("num_batches_tracked"):
+            np.testing.assert_array_equal(state[key], value)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [("resnet34", ResNet34), ("resnet50", ResNet50), ("resnext50_32x4d", ResNeXt50)],
+)
+def test_names_and_shapes_are_torchvisions(name, model, torchvision):
+    import torch
+
+    with torch.device("meta"):
+        net = getattr(torchvision.models, name)()
+    model = model(num_classes=1000)
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    state = to_torchvision(variables, model, (64, 64))
+    expected = {key: tuple(value.shape) for key, value in net.state_dict().items()}
+    assert {key: value.shape for key, value in state.items()} == expected
 
 
 # Bad input --------------------------------------------------------------------------------------

@@ -16,9 +16,16 @@ FILES = sorted(ROOT.glob("configs/*.py"))
 D2L = {
     "lenet": (28, 0.1),
     "lenet_modern": (28, 0.1),
+    "alexnet": (224, 0.01),
     "vgg": (224, 0.01),
     "vgg11": (224, 0.01),
+    "nin": (224, 0.05),
+    "googlenet": (96, 0.01),
     "resnet18": (96, 0.01),
+    "resnet34": (96, 0.01),
+    "resnet50": (96, 0.01),
+    "resnext50": (96, 0.01),
+    "densenet": (96, 0.01),
 }
 
 

@@ -19,10 +19,30 @@ from flax.core import freeze
 from safetensors import safe_open
 
 import jaxcnn
-from jaxcnn import VGG, ConfigError, LeNet, LeNetModern, Residual, ResNet, ResNet18
+from jaxcnn import (
+    VGG,
+    Bottleneck,
+    ConfigError,
+    DenseNet,
+    GoogLeNet,
+    LeNet,
+    LeNetModern,
+    Residual,
+    ResNet,
+    ResNet18,
+    ResNet34,
+    ResNet50,
+    ResNeXt50,
+)
 from jaxcnn.data import preprocess
 from jaxcnn.export import export_model
-from jaxcnn.interop import from_torch, load_state_dict, to_torch, to_torchvision
+from jaxcnn.interop import (
+    from_torch,
+    from_torchvision,
+    load_state_dict,
+    to_torch,
+    to_torchvision,
+)
 
 NAMES = ("shirt", 'the "coat"', "Stövel")
 SMALL_VGG = VGG(arch=((1, 8), (2, 16)))
@@ -31,7 +51,14 @@ CASES = {  # model, shape of the images
     "lenet_modern": (LeNetModern(num_classes=7), (28, 28, 1)),
     "vgg": (SMALL_VGG, (9, 22, 1)),
     "resnet18": (ResNet18(), (28, 28, 1)),
+    "bottlenecks": (
+        ResNet(((1, 16), (1, 32)), block=functools.partial(Bottleneck, groups=2), stem_bias=False),
+        (20, 28, 3),
+    ),
+    "googlenet": (GoogLeNet(arch=(((8, (4, 8), (2, 4), 4),),) * 2), (28, 20, 1)),
+    "densenet": (DenseNet(8, 4, arch=(2, 2)), (28, 20, 1)),
 }
+COMPILED = ("lenet", "lenet_modern", "vgg", "resnet18")  # by another process, which takes long
 
 
 def trained_like(model, shape, gain=1.0):
@@ -117,7 +144,8 @@ def test_onnx_gives_the_same_logits(name, tmp_path):
     assert sum(node.op_type == "Transpose" for node in content.graph.node) <= 2
     weights = sum(4 * x.size for x in jax.tree.leaves(variables))
     assert path.stat().st_size < 1.05 * weights + 50_000
-    assert any(x.name.endswith("conv1/kernel") for x in content.graph.initializer) or "18" in name
+    kernels = [x.name for x in content.graph.initializer if x.name.endswith("/kernel")]
+    assert any(name.endswith(("conv1/kernel", "b1_conv/kernel")) for name in kernels)
 
 
 def input_sizes(content):
@@ -143,13 +171,13 @@ assert not {"jaxcnn", "flax"} & set(sys.modules)
 
 @pytest.mark.slow
 def test_stablehlo_gives_the_same_logits_without_jaxcnn(tmp_path, run_python):
-    for name in CASES:
+    for name in COMPILED:
         model, variables, shape, images, _ = case(name)
         export(tmp_path / f"{name}.stablehlo", model, variables, shape)
         np.save(tmp_path / f"{name}.images.npy", images)
-    done = run_python("-I", "-c", IN_ANOTHER_PROCESS, str(tmp_path), *CASES, JAX_PLATFORMS="cpu")
+    done = run_python("-I", "-c", IN_ANOTHER_PROCESS, str(tmp_path), *COMPILED, JAX_PLATFORMS="cpu")
     assert done.returncode == 0, done.stderr
-    for name, line in zip(CASES, done.stdout.splitlines(), strict=True):
+    for name, line in zip(COMPILED, done.stdout.splitlines(), strict=True):
         assert line.startswith(f"{list(NAMES)} cpu cuda tpu resize uint8 images to")
         with np.load(tmp_path / f"{name}.npz") as results:
             assert len(results) >= 2
@@ -429,6 +457,67 @@ def test_torchvision_gives_the_same_logits(name, torchvision, tmp_path):
         path = export(tmp_path / f"net{suffix}", model, variables, shape, names="torchvision")
         for count in (1, 3, 128):
             assert_close(logits_of_torch(torch, net, path, images[:count]), logits[:count])
+
+
+SHALLOW = ((1, 64), (1, 128), (1, 256), (1, 512))
+BOTTLENECKS = ((1, 256), (1, 512), (1, 1024), (1, 2048))
+TORCHVISION = {  # torchvision's name: jaxcnn's model, block of torchvision and its fields
+    "resnet18": (functools.partial(ResNet18, arch=SHALLOW), "BasicBlock", {}),
+    "resnet34": (functools.partial(ResNet34, arch=SHALLOW), "BasicBlock", {}),
+    "resnet50": (functools.partial(ResNet50, arch=BOTTLENECKS), "Bottleneck", {}),
+    "resnext50_32x4d": (
+        functools.partial(ResNeXt50, arch=BOTTLENECKS),
+        "Bottleneck",
+        {"groups": 32, "width_per_group": 4},
+    ),
+}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_weights_of_torchvision_give_the_same_logits(name, torchvision):
+    """With one block a stage; they come back as they were, but for resnet18's shortcuts."""
+    import torch
+
+    make, block, fields = TORCHVISION[name]
+    torch.manual_seed(0)
+    block = getattr(torchvision.models.resnet, block)
+    net = torchvision.models.ResNet(block, [1, 1, 1, 1], num_classes=10, **fields)
+    for key, value in net.state_dict().items():  # as after training
+        if key.endswith(("running_var", "bn1.weight", "bn2.weight", "downsample.1.weight")):
+            value.uniform_(0.5, 2)
+        elif key.endswith(("running_mean", "bias", "fc.weight")):
+            value.normal_(0, 0.3)
+    model, shape = make(), (33, 40, 3)
+    variables, images = from_torchvision(net.state_dict(), model), images_of(shape, 4)
+    with torch.no_grad():
+        theirs = net.eval()(torch.tensor(images.transpose(0, 3, 1, 2)) / 255).numpy()
+    assert_close(logits_of(model, variables, images), theirs)
+    state = to_torchvision(variables, model, shape[:2])
+    if name == "resnet18":
+        assert set(state) == set(net.state_dict())
+    for key, value in net.state_dict().items() if name != "resnet18" else ():
+        if not key.endswith("num_batches_tracked"):
+            np.testing.assert_array_equal(state[key], value)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [("resnet34", ResNet34), ("resnet50", ResNet50), ("resnext50_32x4d", ResNeXt50)],
+)
+def test_names_and_shapes_are_torchvisions(name, model, torchvision):
+    import torch
+
+    with torch.device("meta"):
+        net = getattr(torchvision.models, name)()
+    model = model(num_classes=1000)
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    state = to_torchvision(variables, model, (64, 64))
+    expected = {key: tuple(value.shape) for key, value in net.state_dict().items()}
+    assert {key: value.shape for key, value in state.items()} == expected
 
 
 # Bad input --------------------------------------------------------------------------------------

@@ -20,15 +20,31 @@ from flax.core import freeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcnn.data import load_fashion_mnist_sample, preprocess
-from jaxcnn.interop import from_torch, load_state_dict, save_state_dict, to_torch
+from jaxcnn.interop import (
+    from_torch,
+    from_torchvision,
+    load_state_dict,
+    save_state_dict,
+    to_torch,
+    to_torchvision,
+)
 from jaxcnn.layers import Dense
 from jaxcnn.models import (
     VGG,
+    AlexNet,
+    Bottleneck,
+    DenseNet,
+    GoogLeNet,
     LeNet,
     LeNetModern,
+    NiN,
     Residual,
     ResNet,
     ResNet18,
+    ResNet34,
+    ResNet50,
+    ResNeXt50,
+    ResNeXtBlock,
     VGGNarrow,
     create_model,
 )
@@ -36,6 +52,15 @@ from jaxcnn.train import create_train_state, train_step
 
 SMALL_VGG = ((1, 8), (2, 16))  # for what needs no PyTorch
 SMALL_RESNET = ((2, 8), (2, 16))
+SMALL_NIN = ((8, 5, 2, 0), (12, 3, 1, 1))
+SMALL_GOOGLENET = (
+    ((8, (4, 8), (2, 4), 4), (4, (4, 6), (2, 4), 6)),
+    ((6, (4, 8), (4, 6), 4),),
+)
+SMALL_DENSENET = {"arch": (2, 3), "num_channels": 8, "growth_rate": 4}
+SMALL_RESNEXT = ((1, 16), (2, 32))  # of d2l's blocks
+SHALLOW = ((1, 64), (1, 128), (1, 256), (1, 512))  # torchvision's widths
+SHALLOW_BOTTLENECKS = ((1, 256), (1, 512), (1, 1024), (1, 2048))
 
 
 def random_variables(model, shape=(28, 28, 1), seed=0):
@@ -66,6 +91,15 @@ def assert_same(ours, theirs):
         (ResNet(SMALL_RESNET), (32, 32, 1), ["net.b2.1.bn2.num_batches_tracked"]),
         (ResNet(SMALL_RESNET), (32, 20, 1), ["net.b3.0.conv3.weight", "net.last.2.bias"]),
         (ResNet(SMALL_RESNET, num_classes=0, axis_name="d"), (32, 32, 1), ["net.0.1.bias"]),
+        (ResNet(SMALL_RESNEXT, block=ResNeXtBlock), (32, 32, 3), ["net.b3.0.bn4.running_mean"]),
+        (ResNet(SMALL_RESNET, block=Bottleneck), (32, 32, 1), ["net.b2.1.conv3.weight"]),
+        (AlexNet(), (67, 99, 1), ["net.0.weight", "net.10.bias", "net.14.weight", "net.20.bias"]),
+        (NiN(SMALL_NIN), (32, 32, 1), ["net.0.0.weight", "net.2.4.bias", "net.5.4.weight"]),
+        (NiN(SMALL_NIN, num_classes=0), (32, 32, 2), ["net.2.2.bias"]),
+        (GoogLeNet(SMALL_GOOGLENET), (32, 32, 1), ["net.1.2.weight", "net.3.0.b4_2.bias"]),
+        (GoogLeNet(SMALL_GOOGLENET), (32, 32, 3), ["net.2.1.b2_2.weight", "net.4.bias"]),
+        (DenseNet(**SMALL_DENSENET), (32, 32, 1), ["net.dense_blk2.net.2.0.running_var"]),
+        (DenseNet(**SMALL_DENSENET), (32, 32, 3), ["net.tran_blk1.2.weight", "net.last.4.bias"]),
     ],
 )
 def test_round_trip(model, shape, names, tmp_path):
@@ -83,6 +117,7 @@ def test_round_trip(model, shape, names, tmp_path):
         (LeNet(), (28, 28, 1), (5, 5, 16), "net.7.weight"),
         (LeNet(), (21, 46, 1), (3, 9, 16), "net.7.weight"),
         (VGG(SMALL_VGG), (9, 22, 1), (2, 5, 16), "net.3.weight"),
+        (AlexNet(), (67, 99, 1), (1, 2, 256), "net.14.weight"),
     ],
 )
 def test_dense_behind_flatten_reads_channels_first(model, shape, features, name):
@@ -483,6 +518,88 @@ def test_files_in_half_precision(tmp_path):
             assert_same(from_torch(loaded, LeNet()), expected)
 
 
+# torchvision's names -------------------------------------------------------------------------
+
+
+def as_trained(variables):
+    """Give running variances that are positive, and scales near 1, which no depth multiplies."""
+
+    def positive(path, x):
+        return 1 + jnp.abs(x) / 4 if path[-1].key in ("var", "scale") else x / 8
+
+    return jax.tree_util.tree_map_with_path(positive, variables)
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        (ResNet34(arch=SHALLOW), ["layer2.0.downsample.1.weight", "layer1.0.bn2.running_var"]),
+        (ResNet50(arch=SHALLOW_BOTTLENECKS), ["layer1.0.downsample.0.weight", "fc.bias"]),
+        (ResNeXt50(arch=SHALLOW_BOTTLENECKS, num_classes=7), ["layer4.0.bn3.num_batches_tracked"]),
+        (VGG(SMALL_VGG), ["features.3.weight", "classifier.6.bias"]),
+    ],
+    ids=["resnet34", "resnet50", "resnext50", "vgg"],
+)
+def test_round_trip_of_torchvisions_names(model, names):
+    variables = random_variables(model, (28, 28, 3))
+    state = to_torchvision(variables, model, (28, 28))
+    assert set(names) <= set(state)
+    assert_same(from_torchvision({"state_dict": state}, model), variables)
+
+
+@pytest.mark.slow
+def test_torchvisions_resnet18_becomes_d2ls():
+    """BatchNorm of a shortcut becomes a part of its convolution, in evaluation."""
+    paper, d2l = ResNet34(arch=SHALLOW), ResNet18(arch=SHALLOW)
+    variables = as_trained(random_variables(paper, (32, 32, 1)))
+    converted = from_torchvision(to_torchvision(variables, paper, (32, 32)), d2l)
+    images = jnp.asarray(np.random.default_rng(1).uniform(size=(2, 32, 32, 1)), jnp.float32)
+    expected = jax.jit(paper.apply)(variables, images)
+    assert np.std(expected) > 0.01
+    assert relative(jax.jit(d2l.apply)(converted, images), expected) < 1e-5
+    shapes = jax.eval_shape(d2l.init, jax.random.key(0), images)
+    assert jax.tree.map(jnp.shape, converted) == jax.tree.map(jnp.shape, shapes)
+    back = to_torchvision(converted, d2l, (32, 32))
+    again = jax.jit(paper.apply)(from_torchvision(back, paper), images)
+    assert relative(again, expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (LeNet(), "no network like this LeNet; accepted: ResNet with stages of .*, and VGG"),
+        (ResNet(SMALL_RESNET), "like this ResNet"),
+        (ResNet(SHALLOW, block=Bottleneck), "like this ResNet"),  # a quarter of the channels
+        (ResNet(SHALLOW_BOTTLENECKS, block=Bottleneck, stem_bias=False), "like this ResNet"),
+        (ResNet50(stem_bias=True), "like this ResNet"),
+        (ResNet(SHALLOW_BOTTLENECKS, block=ResNeXtBlock, stem_channels=64), "like this ResNet"),
+    ],
+)
+def test_networks_that_torchvision_lacks(model, words):
+    with pytest.raises(ValueError, match=words):
+        from_torchvision({}, model)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: without("layer3.0.bn2.bias", s), r"lacks layer3\.0\.bn2\.bias; ResNet takes"),
+        (lambda s: s | {"fc.bias": np.zeros(7)}, r"fc\.bias has shape \(7,\).*same num_classes"),
+        (
+            lambda s: s | {"layer1.0.conv1.bias": s["bn1.bias"]},
+            r"unexpected layer1\.0\.conv1\.bias",
+        ),
+    ],
+)
+@pytest.mark.parametrize("make", [ResNet18, ResNet34])
+def test_what_is_not_torchvisions_state_dict_is_refused(make, change, words):
+    paper = ResNet34(arch=SHALLOW)
+    state = to_torchvision(random_variables(paper, (32, 32, 1)), paper, (32, 32))
+    with pytest.raises(ValueError, match=words) as caught:
+        from_torchvision(change(state), make(arch=SHALLOW))
+    assert len(f"{caught.value}".splitlines()) == 1
+
+
 # With PyTorch ---------------------------------------------------------------------------------
 
 NETS = {  # model, PyTorch's, image size, batch size, learning rate
@@ -501,7 +618,28 @@ NETS = {  # model, PyTorch's, image size, batch size, learning rate
         *(32, 16, 0.01),
     ),
     "resnet18": (ResNet18, "resnet", {"arch": ResNet18().arch}, 96, 4, 0.01),
+    "alexnet": (
+        functools.partial(AlexNet, dropout_rate=0.0),
+        *("alexnet", {"size": 67, "dropout": 0.0}, 67, 4, 0.01),
+    ),
+    "nin": (
+        functools.partial(NiN, dropout_rate=0.0),
+        *("nin", {"arch": NiN().arch, "dropout": 0.0}, 67, 4, 0.05),
+    ),
+    "googlenet": (
+        functools.partial(GoogLeNet, SMALL_GOOGLENET),
+        *("googlenet", {"arch": SMALL_GOOGLENET}, 32, 4, 0.01),
+    ),
+    "densenet": (
+        functools.partial(DenseNet, **SMALL_DENSENET),
+        *("densenet", SMALL_DENSENET, 32, 4, 0.01),
+    ),
+    "resnext": (
+        functools.partial(ResNet, SMALL_RESNEXT, block=ResNeXtBlock),
+        *("resnext", {"arch": SMALL_RESNEXT}, 32, 16, 0.01),
+    ),
 }
+TRAINED = ["lenet", "lenet_modern", "vgg", "resnet", "resnet18"]
 STEPS = 50
 LARGEST: list[tuple[str, str, float]] = []  # net, quantity, relative difference
 
@@ -599,6 +737,7 @@ def test_same_logits_and_gradients_as_pytorch(both):
 
 
 @pytest.mark.torch
+@pytest.mark.parametrize("both", TRAINED, indirect=True)
 def test_same_training_as_pytorch(both):
     torch, name, net, model, state = both
     _, _, _, size, batch_size, rate = NETS[name]
@@ -674,6 +813,9 @@ def test_same_logits_as_pytorch_in_float32(name, size):
         ("lenet", {"size": (40, 12)}, LeNet(), (40, 12)),
         ("vgg", {"arch": SMALL_VGG, "size": (9, 22)}, VGG(SMALL_VGG), (9, 22)),
         ("resnet", {"arch": SMALL_RESNET}, ResNet(SMALL_RESNET), (33, 20)),
+        ("nin", {"arch": SMALL_NIN}, NiN(SMALL_NIN), (33, 20)),
+        ("googlenet", {"arch": SMALL_GOOGLENET}, GoogLeNet(SMALL_GOOGLENET), (33, 20)),
+        ("densenet", SMALL_DENSENET, DenseNet(**SMALL_DENSENET), (33, 20)),
     ],
 )
 def test_same_logits_for_images_that_are_not_square(name, options, model, size):

@@ -11,6 +11,7 @@ import pytest
 from flax import linen as nn
 
 import references
+from conftest import SHALLOW
 from jaxcnn.layers import BatchNorm, Conv, Dense, avg_pool, max_pool, relu
 from jaxcnn.models import (
     MODELS,
@@ -46,14 +47,6 @@ TABLE = {
     "densenet": (96, 758_226, 2 * 3_304),
 }
 TORCHVISION = {"resnet34": 21_797_672, "resnet50": 25_557_032, "resnext50": 25_028_904}
-SHALLOW = {  # fields with which tracing takes less; the layers are the same
-    "googlenet": {"arch": (((4, (2, 4), (2, 4), 4),),)},
-    "resnet18": {"arch": ((1, 64), (1, 128))},
-    "resnet34": {"arch": ((1, 64), (1, 128))},
-    "resnet50": {"arch": ((1, 256), (1, 512))},
-    "resnext50": {"arch": ((1, 256), (1, 512))},
-    "densenet": {"arch": (2, 1)},
-}
 
 
 def count(tree):

@@ -12,6 +12,7 @@ from flax import linen as nn
 from jax import lax
 from rich.console import Console
 
+from conftest import SHALLOW
 from jaxcnn.__main__ import main
 from jaxcnn.inspect import layer_summary, summary_table
 from jaxcnn.models import MODELS, LeNet, create_model
@@ -42,19 +43,89 @@ VGG11 = [
     *HIDDEN,
     ("Dense", (1, 10)),
 ]
-RESNET18 = [
-    *[
-        ("Sequential", (1, channels, size, size))
-        for channels, size in ((64, 24), (64, 24), (128, 12), (256, 6), (512, 3))
-    ],
-    ("Sequential", (1, 10)),
+ALEXNET = [
+    *[(t, (1, 96, 54, 54)) for t in ("Conv", "relu")],
+    ("max_pool", (1, 96, 26, 26)),
+    *[(t, (1, 256, 26, 26)) for t in ("Conv", "relu")],
+    ("max_pool", (1, 256, 12, 12)),
+    *[(t, (1, 384, 12, 12)) for t in ("Conv", "relu", "Conv", "relu")],
+    *[(t, (1, 256, 12, 12)) for t in ("Conv", "relu")],
+    ("max_pool", (1, 256, 5, 5)),
+    ("flatten", (1, 6400)),
+    *HIDDEN,
+    *HIDDEN,
+    ("Dense", (1, 10)),
 ]
-SIZES = {"lenet": 28, "lenet_modern": 28, "vgg": 224, "vgg11": 224, "resnet18": 96}
+NIN = [
+    ("NiNBlock", (1, 96, 54, 54)),
+    ("max_pool", (1, 96, 26, 26)),
+    ("NiNBlock", (1, 256, 26, 26)),
+    ("max_pool", (1, 256, 12, 12)),
+    ("NiNBlock", (1, 384, 12, 12)),
+    ("max_pool", (1, 384, 5, 5)),
+    ("Dropout", (1, 384, 5, 5)),
+    ("NiNBlock", (1, 10, 5, 5)),
+    ("global_avg_pool", (1, 10)),
+]
+
+
+def stages(*sizes):
+    return [("Sequential", (1, channels, size, size)) for channels, size in sizes]
+
+
+GOOGLENET = [
+    *stages((64, 24), (192, 12), (480, 6), (832, 3)),
+    ("Sequential", (1, 1024)),
+    ("Dense", (1, 10)),
+]
+HEAD = ("Sequential", (1, 10))
+RESNET18 = [*stages((64, 24), (64, 24), (128, 12), (256, 6), (512, 3)), HEAD]
+RESNET50 = [*stages((64, 24), (256, 24), (512, 12), (1024, 6), (2048, 3)), HEAD]  # the paper's
+DENSENET = [
+    *stages((64, 24)),
+    *(
+        (name, (1, channels, size, size))
+        for name, channels, size in (
+            ("DenseBlock", 192, 24),
+            ("Sequential", 96, 12),
+            ("DenseBlock", 224, 12),
+            ("Sequential", 112, 6),
+            ("DenseBlock", 240, 6),
+            ("Sequential", 120, 3),
+            ("DenseBlock", 248, 3),
+        )
+    ),
+    HEAD,
+]
+SIZES = {
+    "lenet": 28,
+    "lenet_modern": 28,
+    "vgg": 224,
+    "vgg11": 224,
+    "alexnet": 224,
+    "nin": 224,
+    "googlenet": 96,
+    "resnet18": 96,
+    "resnet34": 96,
+    "resnet50": 96,
+    "resnext50": 96,
+    "densenet": 96,
+}
 
 
 @pytest.mark.parametrize(
     ("name", "printed"),
-    [("lenet", LENET), ("lenet_modern", MODERN), ("vgg11", VGG11), ("resnet18", RESNET18)],
+    [
+        ("lenet", LENET),
+        ("lenet_modern", MODERN),
+        ("alexnet", ALEXNET),
+        ("vgg11", VGG11),
+        ("nin", NIN),
+        ("googlenet", GOOGLENET),
+        ("resnet18", RESNET18),
+        ("resnet50", RESNET50),
+        ("densenet", DENSENET),
+    ],
 )
 def test_d2l_tables_line_by_line(name, printed):
     rows = layer_summary(create_model(name), (1, SIZES[name], SIZES[name], 1))
@@ -63,10 +134,10 @@ def test_d2l_tables_line_by_line(name, printed):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_totals_are_the_models(name):
-    model = create_model(name)
-    images = jax.ShapeDtypeStruct((2, 32, 32, 1), jnp.float32)
+    model = create_model(name, **SHALLOW.get(name, {}))
+    images = jax.ShapeDtypeStruct((2, *[SIZES[name]] * 2, 1), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    rows = layer_summary(model, (2, 32, 32, 1))
+    rows = layer_summary(model, images.shape)
     parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
     assert sum(row.parameters for row in rows if row.depth == 1) == parameters
     leaves = [row for row in rows if row.type in ("Conv", "Dense", "BatchNorm")]

@@ -1,0 +1,20 @@
+"""DenseNet on Fashion-MNIST at 96 x 96 pixels (d2l 8.7.5).
+
+python train.py --config configs/densenet.py
+
+0.76 million parameters, 0.13 billion multiply-adds an image.
+"""
+
+from ml_collections import ConfigDict
+
+from jaxcnn.config import apply_variant, get_default_config
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Return the config of the full run or of the variant 'smoke'."""
+    config = get_default_config()
+    config.model = "densenet"
+    config.image_size = 96
+    config.learning_rate = 0.01
+    config.checkpoint_every_steps = 100  # an epoch takes long on CPU
+    return apply_variant(config, variant, smoke_image_size=32)

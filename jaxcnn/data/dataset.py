@@ -82,11 +82,13 @@ def from_arrays(images: Any, labels: Any, class_names: Sequence[str] | None = No
         images = images[..., None]
     if images.dtype.kind == "f" and images.size and 0 <= images.min() <= images.max() <= 1:
         images = to_uint8(images)
+    names: Any = class_names
     if labels.dtype.kind in "UO" and labels.ndim == 1:
-        labels, class_names = _number_names(labels, class_names)
-    elif class_names is None and labels.size and labels.dtype.kind in "iu":
-        class_names = [str(label) for label in range(int(labels.max()) + 1)]
-    return check_dataset(Dataset(images, labels, tuple(class_names or "0")), "from_arrays: data")
+        labels, names = _number_names(labels, class_names)
+    elif class_names is None:
+        is_numbers = labels.dtype.kind in "iu" and labels.size
+        names = [str(label) for label in range(int(labels.max()) + 1 if is_numbers else 1)]
+    return check_dataset(Dataset(images, labels, names), "data")
 
 
 def _number_names(

@@ -83,7 +83,7 @@ def from_folder(
     >>> for name in ("cats/1.png", "cats/2.png", "dogs/1.png", "dogs/2.png"):
     ...     (root / name).parent.mkdir(exist_ok=True)
     ...     Image.fromarray(np.random.randint(0, 256, (20, 30, 3), np.uint8)).save(root / name)
-    >>> train, test = from_folder(root, image_size=16, data_dir=root)
+    >>> train, test = from_folder(root, image_size=16, data_dir=tempfile.mkdtemp())
     >>> train.images.shape, sorted(test.labels.tolist()), test.class_names
     ((2, 16, 16, 3), [0, 1], ('cats', 'dogs'))
     """

@@ -31,11 +31,25 @@ if TYPE_CHECKING:  # what type checkers and editors see of the names below
     from jaxcnn.models import MODELS as MODELS
     from jaxcnn.models import VGG as VGG
     from jaxcnn.models import VGG11 as VGG11
+    from jaxcnn.models import AlexNet as AlexNet
+    from jaxcnn.models import BasicBlock as BasicBlock
+    from jaxcnn.models import Bottleneck as Bottleneck
+    from jaxcnn.models import DenseBlock as DenseBlock
+    from jaxcnn.models import DenseNet as DenseNet
+    from jaxcnn.models import GoogLeNet as GoogLeNet
+    from jaxcnn.models import Inception as Inception
     from jaxcnn.models import LeNet as LeNet
     from jaxcnn.models import LeNetModern as LeNetModern
+    from jaxcnn.models import NiN as NiN
+    from jaxcnn.models import NiNBlock as NiNBlock
     from jaxcnn.models import Residual as Residual
     from jaxcnn.models import ResNet as ResNet
     from jaxcnn.models import ResNet18 as ResNet18
+    from jaxcnn.models import ResNet34 as ResNet34
+    from jaxcnn.models import ResNet50 as ResNet50
+    from jaxcnn.models import ResNeXt50 as ResNeXt50
+    from jaxcnn.models import ResNeXtBlock as ResNeXtBlock
+    from jaxcnn.models import ResNeXtBottleneck as ResNeXtBottleneck
     from jaxcnn.models import VGGBlock as VGGBlock
     from jaxcnn.models import VGGNarrow as VGGNarrow
     from jaxcnn.models import create_model as create_model
@@ -62,8 +76,9 @@ _NAMES = {
     "fitting": "fit",
     "layers": "Conv Conv2D",
     "models": (
-        "MODELS VGG VGG11 LeNet LeNetModern Residual ResNet ResNet18 VGGBlock VGGNarrow "
-        "create_model"
+        "MODELS VGG VGG11 AlexNet BasicBlock Bottleneck DenseBlock DenseNet GoogLeNet Inception "
+        "LeNet LeNetModern NiN NiNBlock Residual ResNet ResNet18 ResNet34 ResNet50 ResNeXt50 "
+        "ResNeXtBlock ResNeXtBottleneck VGGBlock VGGNarrow create_model"
     ),
     "ops": (
         "avg_pool conv2d conv_output_size corr2d corr2d_multi_in corr2d_multi_in_out "

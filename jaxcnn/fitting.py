@@ -193,13 +193,15 @@ def _prepare_transfer(setup: Setup, init_from: Trained | None, frozen: tuple[str
     """Return the setup with the arrays to start from, and with the frozen parts frozen."""
     state, settings = setup.state, dict(setup.settings)
     if init_from is not None:
-        variables, new = transfer(init_from.variables, state.variables)
+        variables, new = transfer(init_from.variables, state.current)
         print(f"starting from {init_from.title}; new: {', '.join(new) or 'nothing'}")
         state = state.replace(**setup.parallel.replicate(variables))
+        if state.ema:
+            state = state.replace(ema=setup.parallel.replicate(variables))
         settings["init_from"] = digest(init_from.variables)
     if not frozen:
         return dataclasses.replace(setup, state=state, settings=settings)
-    check_frozen(frozen, state.variables)
+    check_frozen(frozen, state.current)
     optimizer = freeze_updates(setup.optimizer, frozen)
     opt_state = setup.parallel.replicate(jax.jit(optimizer.init)(state.params))
     return dataclasses.replace(

@@ -30,6 +30,7 @@ from jaxcnn.train.record.integrity import DamagedCheckpointError
 from jaxcnn.train.record.logs import JsonLines, Row
 from jaxcnn.train.record.workdir import read_run
 from jaxcnn.train.state import TrainState
+from jaxcnn.train.step import predict_logits
 from jaxcnn.train.trees import Shapes, first_difference, shapes_by_name
 
 if TYPE_CHECKING:
@@ -315,8 +316,9 @@ class Trained:
         size, dtype = self.image_shape[0], DTYPES[self.config.dtype]
 
         def apply(variables: Any, images: jax.Array) -> jax.Array:
-            logits = self.model.apply(variables, preprocess(images, size, dtype), train=False)
-            return jnp.asarray(logits)
+            images = preprocess(images, size, dtype)
+            how = self.config.test_augmentation
+            return jnp.asarray(predict_logits(self.model, variables, images, how))
 
         is_on_cpu = jax.default_backend() == "cpu"
         return jax.jit(apply, compiler_options=cpu.compiler_options() if is_on_cpu else {})
@@ -366,7 +368,7 @@ def load(folder: str | Path, which: str | int = "best", model: nn.Module | None 
     if model is None:
         model = _rebuild_model(run, config, folder)
     state = _read_state(folder, which)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = state.variables
     image_shape = _find_image_shape(run, config, model, variables)
     return Trained(
         model=set_axis_name(model, None),
@@ -384,7 +386,8 @@ def load(folder: str | Path, which: str | int = "best", model: nn.Module | None 
 def _as_config(settings: dict[str, Any]) -> ConfigDict:
     """Return the recorded settings as a config; what replaced a word stays as it is recorded."""
     config = get_default_config()
-    config.update({key: settings[key] for key in config if key in settings})
+    known = {key: settings[key] for key in config if key in settings}
+    config.update({key: tuple(x) if isinstance(x, list) else x for key, x in known.items()})
     return config
 
 

@@ -1,5 +1,6 @@
-"""Models: d2l's shapes and exact parameter counts, BatchNorm, and what is refused."""
+"""Models: the shapes and exact parameter counts of d2l and the papers, BatchNorm, bad input."""
 
+import json
 from functools import partial
 from typing import Any
 
@@ -10,17 +11,48 @@ import pytest
 from flax import linen as nn
 
 import references
-from jaxcnn.layers import BatchNorm, Conv, avg_pool, max_pool, relu
-from jaxcnn.models import MODELS, VGG, LeNet, Residual, ResNet, VGGBlock, create_model
+from jaxcnn.layers import BatchNorm, Conv, Dense, avg_pool, max_pool, relu
+from jaxcnn.models import (
+    MODELS,
+    VGG,
+    BasicBlock,
+    Bottleneck,
+    DenseBlock,
+    Inception,
+    LeNet,
+    Residual,
+    ResNet,
+    ResNeXtBlock,
+    VGGBlock,
+    build_model,
+    create_model,
+    describe_model,
+)
 from jaxcnn.ops.cpu.primitives import ALL
 
 # image size, parameters, running averages of BatchNorm
 TABLE = {
     "lenet": (28, 61_706, 0),
     "lenet_modern": (28, 61_706, 0),
+    "alexnet": (224, 46_764_746, 0),
     "vgg": (224, 43_093_322, 0),
     "vgg11": (224, 128_806_154, 0),
+    "nin": (224, 1_992_166, 0),
+    "googlenet": (96, 5_977_530, 0),
     "resnet18": (96, 11_178_378, 2 * 3_904),
+    "resnet34": (96, 21_283_530, 2 * 8_512),
+    "resnet50": (96, 23_522_250, 2 * 26_560),
+    "resnext50": (96, 22_994_122, 2 * 34_112),
+    "densenet": (96, 758_226, 2 * 3_304),
+}
+TORCHVISION = {"resnet34": 21_797_672, "resnet50": 25_557_032, "resnext50": 25_028_904}
+SHALLOW = {  # fields with which tracing takes less; the layers are the same
+    "googlenet": {"arch": (((4, (2, 4), (2, 4), 4),),)},
+    "resnet18": {"arch": ((1, 64), (1, 128))},
+    "resnet34": {"arch": ((1, 64), (1, 128))},
+    "resnet50": {"arch": ((1, 256), (1, 512))},
+    "resnext50": {"arch": ((1, 256), (1, 512))},
+    "densenet": {"arch": (2, 1)},
 }
 
 
@@ -49,12 +81,23 @@ def test_parameter_counts(name):
     assert count(variables.get("batch_stats", {})) == averages
 
 
-def test_parameter_counts_by_hand():
-    def conv(k, i, o):
-        return k * k * i * o + o
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_parameter_counts_of_torchvision(name):
+    model = create_model(name, num_classes=1000)
+    images = jnp.zeros((1, 64, 64, 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    assert count(variables["params"]) == TORCHVISION[name]
 
-    def dense(i, o):
-        return i * o + o
+
+def conv(k, i, o):
+    return k * k * i * o + o
+
+
+def dense(i, o):
+    return i * o + o
+
+
+def test_parameter_counts_by_hand():
 
     lenet = conv(5, 1, 6) + conv(5, 6, 16) + dense(400, 120) + dense(120, 84) + dense(84, 10)
     assert TABLE["lenet"][1] == lenet
@@ -68,14 +111,141 @@ def test_parameter_counts_by_hand():
     assert TABLE["resnet18"][1] == residual
 
 
+def test_parameter_counts_of_the_rest_of_chapter_8_by_hand():
+    alexnet = conv(11, 1, 96) + conv(5, 96, 256) + conv(3, 256, 384) + conv(3, 384, 384)
+    alexnet += conv(3, 384, 256) + dense(5 * 5 * 256, 4096) + dense(4096, 4096) + dense(4096, 10)
+    assert TABLE["alexnet"][1] == alexnet
+    nin = conv(11, 1, 96) + conv(5, 96, 256) + conv(3, 256, 384) + conv(3, 384, 10)
+    nin += 2 * sum(conv(1, n, n) for n in (96, 256, 384, 10))
+    assert TABLE["nin"][1] == nin
+    densenet, channels, averages = conv(7, 1, 64), 64, 64
+    for block in range(4):
+        for _ in range(4):
+            densenet += conv(3, channels, 32)
+            averages += channels
+            channels += 32
+        if block < 3:
+            densenet += conv(1, channels, channels // 2)
+            averages += channels
+            channels //= 2
+    averages += channels
+    assert TABLE["densenet"][1:] == (densenet + 2 * averages + dense(channels, 10), 2 * averages)
+
+
+def test_inception_has_four_branches():
+    """Of 480 channels d2l makes 192, 208, 48 and 64."""
+    block = Inception(192, (96, 208), (16, 48), 64)
+    images = jnp.zeros((2, 6, 7, 480))
+    y, variables = jax.eval_shape(block.init_with_output, jax.random.key(0), images)
+    assert y.shape == (2, 6, 7, 512)
+    kernels = {name: layer["kernel"].shape for name, layer in variables["params"].items()}
+    assert kernels == {
+        "b1_1": (1, 1, 480, 192),
+        "b2_1": (1, 1, 480, 96),
+        "b2_2": (3, 3, 96, 208),
+        "b3_1": (1, 1, 480, 16),
+        "b3_2": (5, 5, 16, 48),
+        "b4_2": (1, 1, 480, 64),
+    }
+
+
+def test_a_dense_block_hands_its_input_on():
+    """Each convolution sees the input and all maps before it."""
+    x = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 8, 8, 3)), jnp.float32)
+    block = DenseBlock(2, 10)
+    y, variables = jax.jit(block.init_with_output)(jax.random.key(0), x)
+    assert y.shape == (4, 8, 8, 23)
+    np.testing.assert_array_equal(y[..., :3], x)
+    kernels = [variables["params"][f"conv{i}"]["kernel"].shape for i in (1, 2)]
+    assert kernels == [(3, 3, 3, 10), (3, 3, 13, 10)]
+
+
+@pytest.mark.parametrize(
+    ("block", "middle"),
+    [
+        (Bottleneck(256, use_1x1conv=True, strides=2), (3, 3, 64, 64)),
+        (Bottleneck(256, groups=32, bot_mul=0.5, use_1x1conv=True), (3, 3, 4, 128)),
+        (ResNeXtBlock(32, 16, 1, True), (3, 3, 16, 32)),  # 16 channels a group: two groups
+        (ResNeXtBlock(32, 4, 0.5, True, 2), (3, 3, 4, 16)),
+    ],
+)
+def test_a_bottleneck_has_its_groups_and_strides_in_the_middle(block, middle):
+    images = jnp.zeros((2, 9, 8, 12))
+    y, variables = jax.eval_shape(block.init_with_output, jax.random.key(0), images)
+    size = (9, 8) if block.strides == 1 else (5, 4)
+    assert y.shape == (2, *size, block.num_channels)
+    kernels = {
+        name: layer["kernel"].shape
+        for name, layer in variables["params"].items()
+        if name.startswith("conv")
+    }
+    width = middle[-1]
+    assert kernels == {
+        "conv1": (1, 1, 12, width),
+        "conv2": middle,
+        "conv3": (1, 1, width, block.num_channels),
+        "conv4": (1, 1, 12, block.num_channels),
+    }
+    has_bias = isinstance(block, ResNeXtBlock)
+    assert all(("bias" in variables["params"][name]) == has_bias for name in kernels)
+
+
+def test_shortcuts_are_projected_where_the_shape_changes_alone():
+    """In the first stage too, if a bottleneck widens the stem's output."""
+    for name, first in (("resnet18", 0), ("resnet34", 0), ("resnet50", 1), ("resnext50", 1)):
+        params = shapes(name, 32)[1]["params"]
+        projection = "conv3" if name in ("resnet18", "resnet34") else "conv4"
+        projected = sorted(block for block, layers in params.items() if projection in layers)
+        assert projected == ["b2_0"] * first + ["b3_0", "b4_0", "b5_0"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_layer_has_the_models_fields(name):
+    given = {"dtype": jnp.bfloat16, "axis_name": "devices", "implementation": "xla"}
+    model, seen = create_model(name, **given, **SHALLOW.get(name, {})), set()
+
+    def note(run, args, kwargs, context):
+        if isinstance(context.module, Conv | Dense | BatchNorm):
+            fields = {key: getattr(context.module, key, value) for key, value in given.items()}
+            seen.add(context.module.path)
+            assert fields == given, context.module.path
+        return run(*args, **kwargs)
+
+    images = jnp.zeros((1, *[TABLE[name][0]] * 2, 1))
+    with nn.intercept_methods(note):
+        jax.eval_shape(model.init, jax.random.key(0), images)
+    assert len(seen) > 3
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_is_described_in_json(name):
+    for fields in ({}, SHALLOW.get(name, {}), {"num_classes": 7, "dtype": jnp.bfloat16}):
+        model = create_model(name, **fields)
+        assert build_model(json.loads(json.dumps(describe_model(model)))) == model
+
+
+def test_fields_of_a_dense_net_are_described():
+    model = create_model("densenet", growth_rate=12, num_channels=24, arch=(2, 3))
+    assert build_model(describe_model(model)) == model
+    assert describe_model(ResNet(arch=((1, 32),), block=ResNeXtBlock)) is None
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_number_of_classes(name):
-    assert shapes(name, 32, num_classes=7)[0].shape == (2, 7)
+    assert shapes(name, TABLE[name][0], num_classes=7)[0].shape == (2, 7)
 
 
 @pytest.mark.parametrize(
     ("name", "size", "features"),
-    [("lenet_modern", 28, 84), ("vgg", 32, 4096), ("resnet18", 32, 512)],
+    [
+        ("lenet_modern", 28, 84),
+        ("alexnet", 65, 4096),
+        ("vgg", 32, 4096),
+        ("googlenet", 32, 1024),
+        ("resnet18", 32, 512),
+        ("resnet50", 32, 2048),
+        ("densenet", 32, 248),
+    ],
 )
 def test_without_classes_a_model_gives_what_the_last_layer_takes(name, size, features):
     key, images = jax.random.key(0), jnp.zeros((2, size, size, 1))
@@ -86,14 +256,23 @@ def test_without_classes_a_model_gives_what_the_last_layer_takes(name, size, fea
     assert with_classes["params"][last]["kernel"].shape == (features, 10)
 
 
+def test_without_classes_nin_gives_the_mean_of_what_its_last_block_takes():
+    y, variables = shapes("nin", 67, num_classes=0)
+    assert y.shape == (2, 384)
+    assert set(variables["params"]) == {"block1", "block2", "block3"}
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_bfloat16_keeps_float32_parameters_and_logits(name):
-    logits, variables = shapes(name, 32, dtype=jnp.bfloat16)
+    logits, variables = shapes(name, TABLE[name][0], dtype=jnp.bfloat16)
     assert logits.dtype == jnp.float32
     assert {x.dtype for x in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
 
 
-@pytest.mark.parametrize(("name", "size"), [("lenet", 11), ("vgg", 31), ("vgg11", 16)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("lenet", 11), ("alexnet", 64), ("vgg", 31), ("vgg11", 16), ("nin", 66), ("densenet", 28)],
+)
 def test_too_small_an_image_is_refused(name, size):
     with pytest.raises(ValueError, match="does not fit"):
         shapes(name, size)
@@ -104,7 +283,8 @@ def test_too_small_an_image_is_refused(name, size):
 @pytest.mark.parametrize("name", MODELS)
 def test_pixels_that_nobody_has_scaled_are_refused(name, dtype):
     """At `init` they may be: it asks for their shape alone."""
-    model, images = create_model(name), jax.ShapeDtypeStruct((2, 32, 32, 1), dtype)
+    size = TABLE[name][0]
+    model, images = create_model(name), jax.ShapeDtypeStruct((2, size, size, 1), dtype)
     with jax.numpy_dtype_promotion("standard"):  # as users have it
         variables = jax.eval_shape(model.init, jax.random.key(0), images)
     with pytest.raises(ValueError, match="preprocess makes of uint8"):
@@ -127,7 +307,8 @@ def primitives(program):
 @pytest.mark.parametrize("by", ["argument", "environment"])
 def test_of_the_engine_nothing_remains_with_implementation_xla(name, by, monkeypatch):
     engine = {"platform_index", "ffi_call", *(primitive.name for primitive in ALL)}
-    images = jax.ShapeDtypeStruct((2, 32, 32, 1), jnp.float32)
+    images = jax.ShapeDtypeStruct((2, *[TABLE[name][0]] * 2, 1), jnp.float32)
+    create = partial(create_model, name, **SHALLOW.get(name, {}))
 
     def traced(model):
         keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
@@ -140,15 +321,15 @@ def test_of_the_engine_nothing_remains_with_implementation_xla(name, by, monkeyp
 
         return primitives(jax.make_jaxpr(jax.grad(loss, allow_int=True))(variables, images).jaxpr)
 
-    assert engine & traced(create_model(name))
+    assert engine & traced(create())
     if by == "environment":
         monkeypatch.setenv("JAXCNN_IMPLEMENTATION", "xla")
-        assert not engine & traced(create_model(name))
+        assert not engine & traced(create())
     else:
-        assert not engine & traced(create_model(name, implementation="xla"))
+        assert not engine & traced(create(implementation="xla"))
 
 
-class Bottleneck(nn.Module):
+class Grouped(nn.Module):
     """Another block for `ResNet`: its convolution has groups."""
 
     channels: int
@@ -167,7 +348,7 @@ class Bottleneck(nn.Module):
 
 @pytest.mark.slow
 def test_another_block_makes_another_resnet():
-    model = ResNet(arch=((1, 8), (2, 16)), block=Bottleneck)
+    model = ResNet(arch=((1, 8), (2, 16)), block=Grouped)
     y, variables = model.init_with_output(jax.random.key(0), jnp.ones((2, 32, 32, 1)))
     assert y.shape == (2, 10)
     blocks = {name: set(variables["params"][name]) for name in ("b2_0", "b3_0", "b3_1")}
@@ -235,6 +416,12 @@ def test_d2l_residual_shapes():
 def test_residual_that_cannot_add_is_refused():
     with pytest.raises(ValueError, match=r"\(4, 6, 6, 3\).*\(4, 6, 6, 5\).*use_1x1conv"):
         Residual(5).init(jax.random.key(0), jnp.ones((4, 6, 6, 3)))
+
+
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck, ResNeXtBlock])
+def test_other_residual_blocks_that_cannot_add_are_refused(block):
+    with pytest.raises(ValueError, match=r"\(4, 6, 6, 3\).*\(4, 6, 6, 16\).*use_1x1conv"):
+        jax.eval_shape(block(16).init, jax.random.key(0), jnp.ones((4, 6, 6, 3)))
 
 
 @pytest.mark.parametrize("train", [True, False])

@@ -4,12 +4,13 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from jaxcnn.data.augment import AUGMENTATIONS, MIXINGS
 from jaxcnn.data.cache import load_idx_dataset
 from jaxcnn.data.dataset import Dataset, check_dataset, check_split, from_arrays
 from jaxcnn.data.fashion_mnist import load_fashion_mnist
 from jaxcnn.data.folder import from_folder, open_folder
 from jaxcnn.data.idx_folder import open_idx
-from jaxcnn.data.pipeline import AUGMENTATIONS, epoch_batches, preprocess
+from jaxcnn.data.pipeline import epoch_batches, preprocess
 from jaxcnn.data.sample import load_fashion_mnist_sample
 from jaxcnn.data.sources import Source, Splits, load_source
 from jaxcnn.data.spec import IdxSpec
@@ -20,6 +21,7 @@ from jaxcnn.registry import call_entry
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
+    "MIXINGS",
     "SOURCES",
     "Dataset",
     "IdxSpec",

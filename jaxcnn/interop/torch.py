@@ -13,9 +13,8 @@ The network may be for images of any height, width and number of channels: the n
 inputs behind Flatten depends on C and the product of H and W alone.
 """
 
-import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -24,8 +23,9 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxcnn.interop.places import counterparts, flattened_channels, has_counterpart, place_of
 from jaxcnn.interop.state_dict import StateDict, as_weights, unwrap
-from jaxcnn.models import VGG, LeNet, ResNet
+from jaxcnn.models import VGG
 
 _LEAVES = {
     ("params", "kernel"): "weight",
@@ -61,7 +61,8 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module) -> StateDict:
     Args:
         variables: of the model, {'params': ..., 'batch_stats': ...}, as from `model.init`,
             `TrainState.variables` or `from_torch`; without BatchNorm 'params' are enough.
-        model: a `LeNet`, `VGG` or `ResNet`.
+        model: an instance of one of jaxcnn's networks, such as a `ResNet`. The networks that d2l
+            has not, such as ResNet50, are named as its `ResNet` would name them.
 
     Returns:
         Arrays by the names that d2l's module gives them, such as 'net.0.weight', in at least
@@ -73,6 +74,7 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module) -> StateDict:
             unexpected, of another shape, or not of finite floating-point numbers; it names the
             array.
 
+    >>> from jaxcnn.models import LeNet
     >>> model = LeNet()
     >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
     >>> to_torch(variables, model)["net.0.weight"].shape
@@ -117,13 +119,34 @@ def from_torch(state_dict: Any, model: nn.Module) -> dict[str, Any]:
             names the entry. Also if the weights are there twice, as in a checkpoint with an
             exponential moving average.
 
+    >>> from jaxcnn.models import LeNet
     >>> model = LeNet()
     >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
     >>> back = from_torch(to_torch(variables, model), model)
     >>> bool((back["params"]["dense1"]["kernel"] == variables["params"]["dense1"]["kernel"]).all())
     True
     """
-    entries = {entry.name: entry for entry in _entries(model)}
+    return read_state_dict(state_dict, model)
+
+
+def read_state_dict(
+    state_dict: Any, model: nn.Module, rename: Callable[[str], str] = str
+) -> dict[str, Any]:
+    """Do what `from_torch` does, for a state dict with other names.
+
+    Args:
+        state_dict: as for `from_torch`.
+        model: likewise.
+        rename: from a name of d2l's, without 'net.', to that in the state dict.
+
+    >>> from jaxcnn.models import LeNet
+    >>> model = LeNet()
+    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    >>> state = {name.replace("net", "layer"): x for name, x in to_torch(variables, model).items()}
+    >>> sorted(read_state_dict(state, model, "layer.{}".format))
+    ['batch_stats', 'params']
+    """
+    entries = {rename(entry.name): entry for entry in _entries(model)}
     state, prefix, place = unwrap(state_dict, entries)
     entries = {f"{prefix}{name}": entry for name, entry in entries.items()}
     _check_names(f"the state dict{place}", set(state), set(entries), model)
@@ -140,12 +163,12 @@ def from_torch(state_dict: Any, model: nn.Module) -> dict[str, Any]:
 
 def _entries(model: nn.Module) -> list[_Entry]:
     """Return what a model's variables and d2l's state dict have."""
-    if not isinstance(model, LeNet | VGG | ResNet):
+    if not has_counterpart(model):
         raise ValueError(
-            f"{type(model).__name__} has no counterpart in d2l; accepted: instances of LeNet, VGG "
-            "and ResNet, such as LeNet()"
+            f"{type(model).__name__} has no counterpart in d2l; accepted: instances of "
+            f"{', '.join(counterparts())}, such as LeNet()"
         )
-    side = 2 ** max(5, len(model.arch)) if isinstance(model, VGG) else 32
+    side = 2 ** max(5, len(model.arch)) if isinstance(model, VGG) else 96
     images = jax.ShapeDtypeStruct((1, side, side, 1), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     return [_entry(model, path, leaf.shape) for path, leaf in flatten_dict(variables).items()]
@@ -153,7 +176,7 @@ def _entries(model: nn.Module) -> list[_Entry]:
 
 def _entry(model: nn.Module, path: tuple[str, ...], shape: tuple[int, ...]) -> _Entry:
     layer, leaf = "/".join(path[1:-1]), _LEAVES.get((path[0], path[-1]))
-    place = _place(model, layer)
+    place = place_of(model, layer)
     if place is None or leaf is None or len(shape) not in _TO_TORCH:
         raise ValueError(f"{'/'.join(path)} of {type(model).__name__} has no counterpart in d2l")
     sizes: list[int | None] = [*shape]
@@ -161,23 +184,8 @@ def _entry(model: nn.Module, path: tuple[str, ...], shape: tuple[int, ...]) -> _
     if path[-1] == "kernel" and layer in ("conv1", "block1/conv1", "b1_conv"):
         sizes[2] = None
     if path[-1] == "kernel" and layer == "dense1":
-        sizes[0], channels = None, 16 if isinstance(model, LeNet) else model.arch[-1][1]
+        sizes[0], channels = None, flattened_channels(model)
     return _Entry(path, f"{place}.{leaf}", tuple(sizes), channels)
-
-
-def _place(model: nn.Module, layer: str) -> str | None:
-    """Return where d2l's module has a layer: its place in nested Sequentials."""
-    if isinstance(model, LeNet):
-        return {"conv1": "0", "conv2": "3", "dense1": "7", "dense2": "9", "dense3": "11"}.get(layer)
-    if isinstance(model, VGG):
-        if match := re.fullmatch(r"block(\d+)/conv(\d+)", layer):
-            return f"{int(match[1]) - 1}.{2 * (int(match[2]) - 1)}"  # each with a ReLU behind it
-        if match := re.fullmatch(r"dense([123])", layer):  # Linear, ReLU, Dropout
-            return f"{len(model.arch) + 1 + 3 * (int(match[1]) - 1)}"
-        return None
-    if match := re.fullmatch(r"(b\d+)_(\d+)/(.+)", layer):
-        return f"{match[1]}.{match[2]}.{match[3].replace('/', '.')}"
-    return {"b1_conv": "0.0", "b1_bn": "0.1", "last": "last.2"}.get(layer)
 
 
 def _leaves(tree: Mapping, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,18 +8,38 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxcnn.errors import did_you_mean
+from jaxcnn.models.alexnet import AlexNet
+from jaxcnn.models.densenet import DenseBlock, DenseNet
+from jaxcnn.models.googlenet import GoogLeNet, Inception
+from jaxcnn.models.imagenet_resnet import BasicBlock, Bottleneck, ResNet34, ResNet50
 from jaxcnn.models.lenet import LeNet, LeNetModern
+from jaxcnn.models.nin import NiN, NiNBlock
 from jaxcnn.models.resnet import Residual, ResNet, ResNet18
+from jaxcnn.models.resnext import ResNeXt50, ResNeXtBlock, ResNeXtBottleneck
 from jaxcnn.models.vgg import VGG, VGG11, VGGBlock, VGGNarrow
 
 __all__ = [
     "MODELS",
     "VGG",
     "VGG11",
+    "AlexNet",
+    "BasicBlock",
+    "Bottleneck",
+    "DenseBlock",
+    "DenseNet",
+    "GoogLeNet",
+    "Inception",
     "LeNet",
     "LeNetModern",
+    "NiN",
+    "NiNBlock",
+    "ResNeXt50",
+    "ResNeXtBlock",
+    "ResNeXtBottleneck",
     "ResNet",
     "ResNet18",
+    "ResNet34",
+    "ResNet50",
     "Residual",
     "VGGBlock",
     "VGGNarrow",
@@ -31,11 +51,19 @@ __all__ = [
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet": LeNet,
     "lenet_modern": LeNetModern,
+    "alexnet": AlexNet,
     "vgg": VGGNarrow,
     "vgg11": VGG11,
+    "nin": NiN,
+    "googlenet": GoogLeNet,
     "resnet18": ResNet18,
+    "resnet34": ResNet34,
+    "resnet50": ResNet50,
+    "resnext50": ResNeXt50,
+    "densenet": DenseNet,
 }
 _OWN = dict(MODELS)
+_FIELDS = ("num_classes", "arch", "dropout_rate", "num_channels", "growth_rate")  # in JSON
 
 
 def is_own_model(name: str) -> bool:
@@ -82,7 +110,7 @@ def describe_model(model: nn.Module) -> dict[str, Any] | None:
     >>> describe_model(LeNetModern(num_classes=7))
     {'name': 'lenet_modern', 'fields': {'num_classes': 7, 'dtype': None}}
     """
-    given = {name: getattr(model, name, None) for name in ("num_classes", "arch", "dropout_rate")}
+    given = {name: getattr(model, name, None) for name in _FIELDS}
     fields = {name: value for name, value in given.items() if value is not None}
     dtype = getattr(model, "dtype", None)
     described = fields | {"dtype": dtype and jnp.dtype(dtype).name}

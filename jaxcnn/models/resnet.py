@@ -78,12 +78,29 @@ class Residual(nn.Module):
         y = norm(name="bn2")(y)
         if self.use_1x1conv:
             x = conv(1, strides=self.strides, name="conv3")(x)
-        if x.shape != y.shape:
-            raise ValueError(
-                f"a residual block cannot add its input {x.shape} to its output {y.shape}; use "
-                "use_1x1conv=True where channels or strides change the shape"
-            )
-        return relu(y + x, self.implementation)
+        return add_shortcut(y, x, self.implementation)
+
+
+def add_shortcut(y: jax.Array, x: jax.Array, implementation: str | None = None) -> jax.Array:
+    """End a residual block: return relu(y + x), all of one shape.
+
+    Args:
+        y: what the block's convolutions return.
+        x: the block's input, or its projection.
+        implementation: of the ReLU; 'auto', 'xla' or None.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    >>> add_shortcut(jax.numpy.array([-3.0, 3.0]), jax.numpy.ones(2)).tolist()
+    [0.0, 4.0]
+    """
+    if x.shape != y.shape:
+        raise ValueError(
+            f"a residual block cannot add its input {x.shape} to its output {y.shape}; use "
+            "use_1x1conv=True where channels or strides change the shape"
+        )
+    return relu(y + x, implementation)
 
 
 class ResNet(nn.Module):
@@ -95,13 +112,16 @@ class ResNet(nn.Module):
     Attributes:
         arch: (residual blocks, channels) of each stage.
         block: called as `block(channels, use_1x1conv=..., strides=..., name=..., dtype=...,
-            axis_name=..., implementation=...)`, such as `Residual`.
+            axis_name=..., implementation=...)`, such as `Residual`. It is told to use a 1 x 1
+            convolution where the shape changes.
         num_classes: number of logits; 0 for the features before them, as many as the last stage
             has channels.
         dtype: of the computation; parameters and BatchNorm's statistics are float32, logits at
             least that.
         axis_name: mapped axis over which BatchNorm is synchronised; None under plain `jit`.
         implementation: 'auto', 'xla' or None, as for `jaxcnn.ops.conv2d`.
+        stem_channels: of the first convolution; those of the first stage unless given.
+        stem_bias: whether the first convolution has a bias.
 
     Source: d2l 8.6.3.
 
@@ -117,6 +137,8 @@ class ResNet(nn.Module):
     dtype: Any = None
     axis_name: str | None = None
     implementation: str | None = None
+    stem_channels: int | None = None
+    stem_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -136,9 +158,9 @@ class ResNet(nn.Module):
             implementation=self.implementation,
         )
         dense = partial(Dense, dtype=self.dtype, implementation=self.implementation)
-        channels = self.arch[0][1]  # the first stage adds the stem's output to its own
+        before = self.stem_channels or self.arch[0][1]
         stem: list[Callable] = [
-            conv(channels, 7, strides=2, padding=3, name="b1_conv"),
+            conv(before, 7, strides=2, padding=3, use_bias=self.stem_bias, name="b1_conv"),
             norm(name="b1_bn"),
             partial(relu, implementation=self.implementation),
             partial(max_pool, window=3, strides=2, padding=1, implementation=self.implementation),
@@ -147,11 +169,12 @@ class ResNet(nn.Module):
         for stage, (num_blocks, channels) in enumerate(self.arch, start=2):
             blocks: list[Callable] = []
             for i in range(num_blocks):
-                halve = i == 0 and stage > 2
-                strides = 2 if halve else 1
+                strides = 2 if i == 0 and stage > 2 else 1
+                changes = strides > 1 or channels != before
                 name = f"b{stage}_{i}"
-                residual = block(channels, use_1x1conv=halve, strides=strides, name=name)
+                residual = block(channels, use_1x1conv=changes, strides=strides, name=name)
                 blocks.append(partial(residual, train=train))
+                before = channels
             x = nn.Sequential(blocks, name=f"b{stage}")(x)
         head: list[Callable] = [global_avg_pool]
         if self.num_classes:

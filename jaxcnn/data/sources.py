@@ -128,7 +128,7 @@ def split_by_hash(names: Sequence[str], fraction: float, seed: int) -> tuple[lis
         The places of both parts in `names`.
 
     >>> split_by_hash(["a", "b", "c", "d"], 0.25, seed=0)
-    ([0, 1, 3], [2])
+    ([0, 1, 2], [3])
     """
     order = order_by_hash(names, seed)
     count = min(max(1, round(fraction * len(names))), len(names) - 1)
@@ -139,7 +139,7 @@ def order_by_hash(names: Sequence[str], seed: int = 0) -> list[int]:
     """Return the places of the names in an order that mixes classes, so that any part has all.
 
     >>> order_by_hash(["a", "b", "c"])
-    [2, 1, 0]
+    [0, 2, 1]
     """
     keys = [hashlib.sha256(f"{seed}:".encode() + os.fsencode(name)).digest() for name in names]
     return sorted(range(len(names)), key=keys.__getitem__)

@@ -86,7 +86,7 @@ def read_pictures(
             return f"{error}"
 
     remaining, arrays, errors = iter(pictures), [], []
-    with _refuse_large(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with _refuse_large(), ThreadPoolExecutor(_count_cores()) as pool:
         while some := list(islice(remaining, _AT_ONCE)):
             for found in pool.map(read, some):
                 if isinstance(found, str):
@@ -238,6 +238,13 @@ def _as_array(image: Image.Image, name: str, channels: int | None) -> np.ndarray
         image = Image.alpha_composite(white, image)
     array = np.asarray(image.convert(mode))
     return array[..., None] if mode == "L" else array
+
+
+def _count_cores() -> int:
+    """Return the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # on Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _count_channels(image: Image.Image) -> int:

@@ -246,7 +246,7 @@ REFUSED = {
         only({"train/a": 1, "train/b": 1, "train/c": 1, "test/b": 1, "test/c": 1, "test/d": 1}),
         "other classes in train than in test; only in train: 'a'; only in test: 'd'; give both",
     ),
-    "not text": (not_text, r"has a folder '\\udcff', which is no text; rename it"),
+    "not text": (not_text, r"has a folder '\\udcff', whose name cannot be printed"),
 }
 
 
@@ -718,6 +718,7 @@ def test_of_several_versions_the_newest_is_read(tmp_path):
         load_dataset("tfds:pets:1.3.0", "train", tmp_path)
 
 
+@pytest.mark.slow
 @OPENCV
 def test_reading_a_prepared_set_takes_no_tensorflow(tmp_path, run_python):
     prepare_tfds(tmp_path, {"train": 6, "test": 3})
@@ -729,6 +730,15 @@ def test_reading_a_prepared_set_takes_no_tensorflow(tmp_path, run_python):
     for expected in ("False True\n", "False False\n"):  # what is kept takes no TFDS either
         result = run_python("-c", code)
         assert result.stdout == expected, result.stderr
+
+
+@OPENCV
+def test_copies_that_tensorflow_alone_can_read_are_refused(tmp_path):
+    prepare_tfds(tmp_path, {"train": 6, "test": 3})
+    path = tmp_path / "pets" / "1.2.0" / "dataset_info.json"
+    path.write_text(path.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(DataError, match=r"not in ArrayRecord .* file_format='array_record' \(docs"):
+        load_dataset("tfds:pets", "train", tmp_path)
 
 
 def test_prepared_sets_that_are_refused(tmp_path):

@@ -221,8 +221,10 @@ def _check_classes(splits: Mapping[str, _Classes]) -> None:
         if len(classes) == 1:
             raise DataError(f"{where} has one class only, {next(iter(classes))!r}; it takes two")
         for name in classes:
-            if not name.isprintable():  # such as bytes that are not UTF-8
-                raise DataError(f"{where} has a folder {name!r}, which is no text; rename it")
+            if not name.isprintable():  # line breaks, or bytes that are not UTF-8
+                raise DataError(
+                    f"{where} has a folder {name!r}, whose name cannot be printed; rename it"
+                )
 
 
 def _check_same_classes(title: str, splits: Mapping[str, _Classes]) -> None:

@@ -26,14 +26,14 @@ def get_default_config() -> ConfigDict:
 
     # What is trained
     config.model = "lenet"  # a key of jaxcnn.MODELS
-    config.num_classes = 10  # logits; at least the classes of the data set
+    config.num_classes = 0  # logits; 0: as many as the data set has classes
     config.dtype = "float32"  # "float32", "bfloat16" (parameters stay float32) or "float64"
 
     # On what
-    config.dataset = "fashion_mnist"  # a key of jaxcnn.data.DATASETS
+    config.dataset = "fashion_mnist"  # or folder:PATH, idx:PATH, tfds:NAME; see docs/data.md
     config.data_dir = ""  # TFDS's data directory; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets
     config.data_source = ""  # folder with the published files; "": Debian's package, else download
-    config.image_size = 28  # pixels; images are resized to this square
+    config.image_size = 28  # pixels; images are resized to this square, pictures cut to one first
     config.max_train_examples = 0  # use only the first so many examples; 0: all
     config.max_test_examples = 0  # use only the first so many examples; 0: all
 
@@ -156,7 +156,7 @@ def check_values(config: ConfigDict) -> None:
     _check_words(config)
     for key in ("batch_size", "num_epochs"):
         _check_number(key, config[key], at_least=1)
-    _check_number("num_classes", config.num_classes, at_least=1, below=2**20)
+    _check_number("num_classes", config.num_classes, at_least=0, below=2**20)
     _check_number("image_size", config.image_size, at_least=1, below=2**13)
     for key in (
         "max_train_examples",
@@ -256,13 +256,12 @@ def _check_types(config: ConfigDict, defaults: ConfigDict) -> None:
 def _check_words(config: ConfigDict) -> None:
     """Check the keys whose value names an entry of a table; `jaxcnn.train.optim` has two more."""
     # Here: `import jaxcnn` loads no data code.
-    from jaxcnn.data import DATASETS
+    from jaxcnn.data import dataset_words, is_dataset
     from jaxcnn.data.augment import parse_augmentation, parse_mixing
     from jaxcnn.data.pipeline import LAST_BATCH
 
     for key, choices in (
         ("model", MODELS),
-        ("dataset", DATASETS),
         ("dtype", DTYPES),
         ("last_batch", LAST_BATCH),
         ("weight_decay_on", ("all", "kernels")),
@@ -272,6 +271,8 @@ def _check_words(config: ConfigDict) -> None:
         check_choice(key, config[key], choices)
     parse_augmentation(config.augmentation)
     parse_mixing(config.mixing)
+    if not is_dataset(config.dataset):
+        check_choice("dataset", config.dataset, dataset_words())
     if config.implementation:
         check_choice("implementation", config.implementation, cpu.IMPLEMENTATIONS)
 

@@ -55,9 +55,9 @@ def fit(
     Args:
         model: follows `jaxcnn.train.protocol.check_model`; or a key of `jaxcnn.MODELS`, which is
             built with as many logits as there are classes.
-        train: training set, follows `jaxcnn.data.check_dataset`; or a key of
-            `jaxcnn.data.DATASETS`, whose test set is then taken if none is given.
-        test: test set; or such a key.
+        train: training set, follows `jaxcnn.data.check_dataset`; or what `config.dataset` may be,
+            such as 'folder:pictures', whose test set is then taken if none is given.
+        test: test set; or the same word.
         epochs: passes over the training set.
         batch_size: examples per step.
         optimizer: an Optax transformation, or a key of `jaxcnn.train.OPTIMIZERS`; by default
@@ -105,7 +105,7 @@ def fit(
     facts, digests = setup.facts(), setup.digests()
     folder = None if workdir is None else local_path(workdir, "workdir")
     state, rows = run(setup, folder, loggers)
-    config.update(model=setup.settings["model"], dataset=setup.settings["dataset"])
+    config.update({key: setup.settings[key] for key in ("model", "dataset", "num_classes")})
     plain = setup.model.model if isinstance(setup.model, PartlyFrozen) else setup.model
     return Trained(
         model=set_axis_name(plain, None),
@@ -151,7 +151,6 @@ def _make_config(
         changes["dataset"] = train
     else:
         dataset = check_dataset(train, "train")
-        changes.setdefault("num_classes", len(dataset.class_names))
         if "image_size" not in changes:
             changes["image_size"] = _size(dataset.images.shape)
     if isinstance(model, str):

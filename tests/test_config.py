@@ -128,7 +128,7 @@ def test_unknown_key_is_refused_when_set():
         ("patience", -1, "at least 0"),
         ("last_batch", "dropped", "accepted: smaller, merged"),
         ("implementation", "fast", "accepted: auto, xla"),
-        ("num_classes", 0, "at least 1"),
+        ("num_classes", -1, "at least 0"),
         ("image_size", 0, "at least 1"),
         ("image_size", 11, "too small for model 'lenet'"),
         ("batch_size", 0, "at least 1"),

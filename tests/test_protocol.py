@@ -434,4 +434,4 @@ def test_augmentations_of_every_kind_fit(augment, monkeypatch):
 def test_a_configs_model_must_have_a_logit_for_each_class_of_data_that_are_given():
     many = SAMPLE._replace(class_names=tuple("abcdefghijkl"))
     with pytest.raises(ConfigError, match="num_classes is 10, but object Dataset has 12 classes"):
-        prepare(small_config(), train=many, test=many)
+        prepare(small_config(num_classes=10), train=many, test=many)

@@ -13,7 +13,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxcnn.config import DTYPES, check_batches, check_values, to_settings, validate_config
-from jaxcnn.data import Dataset, check_dataset, load_dataset, preprocess
+from jaxcnn.data import DATASETS, Dataset, check_dataset, load_dataset, preprocess
 from jaxcnn.data.augment import parse_augmentation, parse_mixing
 from jaxcnn.data.pipeline import batch_sizes, epoch_sizes
 from jaxcnn.errors import ConfigError
@@ -46,7 +46,8 @@ class Setup:
         optimizer: created the state.
         state: to start from, on the devices; training donates it.
         settings: the config as a dict, for the record: an object that was given replaces the
-            config's word, as in {"model": "object ResNet"}.
+            config's word, as in {"model": "object ResNet"}, and `num_classes` 0 is replaced by the
+            number that it stands for.
     """
 
     config: ConfigDict
@@ -171,6 +172,7 @@ def prepare(
     check_batches(config.batch_size, len(train.labels), num_devices, config.last_batch)
     image_shape = (config.image_size, config.image_size, train.images.shape[3])
     num_classes, dtype = len(train.class_names), DTYPES[config.dtype]
+    settings["num_classes"] = config.num_classes or num_classes
     needs_check = model is not None or not is_own_model(config.model)
     if model is None:
         model = _create_model(config, num_classes, settings["dataset"])
@@ -214,7 +216,9 @@ def _load_data(
     def load(split: str, given: Any, limit: int) -> Dataset:
         if given is not None:
             return check_dataset(given, split).first(limit)
-        return load_dataset(config.dataset, split, config.data_dir, config.data_source).first(limit)
+        return load_dataset(
+            config.dataset, split, config.data_dir, config.data_source, config.image_size
+        ).first(limit)
 
     train = load("train", train, config.max_train_examples)
     if not has_test:
@@ -239,18 +243,25 @@ def _size(dataset: Dataset) -> str:
 
 def _create_model(config: ConfigDict, num_classes: int, dataset: str) -> nn.Module:
     """Build the model that the config names."""
-    if config.num_classes < num_classes:
-        raise ConfigError(
-            f"config.num_classes is {config.num_classes}, but {dataset} has {num_classes} classes; "
-            "give at least that many"
-        )
+    _check_num_classes(config.num_classes, num_classes, dataset)
     return call_entry(
         MODELS[config.model],
         f"jaxcnn.MODELS[{config.model!r}](num_classes=..., dtype=..., implementation=...)",
-        num_classes=config.num_classes,
+        num_classes=config.num_classes or num_classes,
         dtype=DTYPES[config.dtype],
         implementation=config.implementation or None,
     )
+
+
+def _check_num_classes(given: int, num_classes: int, dataset: str) -> None:
+    """Check that there is a logit for each class; those of one's own files take no more."""
+    is_registered = dataset in DATASETS or "object " in dataset
+    if given and (given < num_classes or (given > num_classes and not is_registered)):
+        accepted = "at least that many" if is_registered else "that many"
+        raise ConfigError(
+            f"config.num_classes is {given}, but {dataset} has {num_classes} classes; give "
+            f"{accepted}, or 0"
+        )
 
 
 def _check_augmentation(

@@ -226,10 +226,13 @@ class Workdir:
                 "not known whose they are; restore it, or give another --workdir"
             ) from error
         config, data, starts = before["config"], before["data"], before["starts"]
+        may_change = set(MAY_CHANGE)
+        if now["config"]["model"].startswith("object "):
+            may_change.add("num_classes")  # an object has the logits that it has
         changes = [
             f"{key} was {config.get(key)!r} and is {now['config'].get(key)!r}"
             for key in sorted(config.keys() | now["config"].keys())
-            if config.get(key) != now["config"].get(key) and key not in MAY_CHANGE
+            if config.get(key) != now["config"].get(key) and key not in may_change
         ]
         if changes:
             raise ConfigError(

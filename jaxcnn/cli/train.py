@@ -4,6 +4,7 @@ import contextlib
 import faulthandler
 import re
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,8 @@ Train a model, and evaluate it after each epoch. The run is kept in a folder;
 the same command, given again, resumes where it stopped.
 
   --config NAME      a config that is shipped, by its name, or a file (my.py);
-                     shipped are {shipped};
+                     shipped are
+{shipped};
                      lenet:smoke takes seconds, on a small sample of the data
   --workdir DIR      folder of the run; by default runs/ and the config's name
   --verbosity LEVEL  0 shows what the libraries log
@@ -108,9 +110,13 @@ def _report_unraisable(unraisable: Any) -> None:
 
 
 def _help(program: str) -> str:
+    indent = 21 * " "
+    shipped = textwrap.wrap(
+        ", ".join(shipped_configs()), 78, initial_indent=indent, subsequent_indent=indent
+    )
     return _HELP.format(
         program=program,
-        shipped=", ".join(shipped_configs()),
+        shipped="\n".join(shipped),
         settings=describe_settings(line_width()),
     )
 

@@ -1,5 +1,6 @@
 """Every setting of a run: its default, its meaning and what it may be."""
 
+import json
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -25,14 +26,14 @@ def get_default_config() -> ConfigDict:
 
     # What is trained
     config.model = "lenet"  # a key of jaxcnn.MODELS
-    config.num_classes = 10  # logits; at least the classes of the data set
+    config.num_classes = 0  # logits; 0: as many as the data set has classes
     config.dtype = "float32"  # "float32", "bfloat16" (parameters stay float32) or "float64"
 
     # On what
-    config.dataset = "fashion_mnist"  # a key of jaxcnn.data.DATASETS
+    config.dataset = "fashion_mnist"  # or folder:PATH, idx:PATH, tfds:NAME; see docs/data.md
     config.data_dir = ""  # TFDS's data directory; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets
     config.data_source = ""  # folder with the published files; "": Debian's package, else download
-    config.image_size = 28  # pixels; images are resized to this square
+    config.image_size = 28  # pixels; images are resized to this square, pictures cut to one first
     config.max_train_examples = 0  # use only the first so many examples; 0: all
     config.max_test_examples = 0  # use only the first so many examples; 0: all
 
@@ -43,9 +44,20 @@ def get_default_config() -> ConfigDict:
     config.optimizer = "sgd"  # a key of jaxcnn.train.OPTIMIZERS
     config.learning_rate = 0.1  # the base rate, which the schedule may vary
     config.schedule = "constant"  # of the learning rate: a key of jaxcnn.train.SCHEDULES
-    config.momentum = 0.0  # SGD momentum; 0 disables it
+    config.warmup_epochs = 0.0  # the rate first rises from 0 over so many epochs; 0: at once
+    config.final_rate = 0.0  # what is left of the rate at the end of "cosine" and "linear"; 1: all
+    config.rate_steps = ()  # after these epochs "steps" divides the rate by 10, such as (30, 60)
+    config.momentum = 0.0  # of "sgd", "nesterov" and "muon"; 0 disables it
     config.weight_decay = 0.0  # times the parameter is added to its gradient; 0 disables it
-    config.augmentation = "none"  # of training images: a key of jaxcnn.data.AUGMENTATIONS
+    config.weight_decay_on = "all"  # parameters, or "kernels": not biases and BatchNorm's
+    config.clip_norm = 0.0  # gradients of a larger norm, all together, are scaled to it; 0: never
+    config.label_smoothing = 0.0  # share of each label that all classes divide equally
+    config.class_weights = "none"  # in the loss, or "balanced": those of rare classes larger
+    config.ema_decay = 0.0  # of the moving average of the weights that is evaluated; 0: none
+    config.augmentation = "none"  # or such as "shift:2, flip", of jaxcnn.data.AUGMENTATIONS
+    config.mixing = "none"  # of two images and their labels: "mixup:0.2" or "cutmix:1.0"
+    config.test_augmentation = "none"  # or "flip": the mean of an image's logits and its mirror's
+    config.patience = 0  # stop after so many epochs without a better accuracy; 0: never
     config.seed = 0  # of weights, order, dropout and augmentation: a seed repeats its run exactly
 
     # Saving
@@ -58,6 +70,15 @@ def get_default_config() -> ConfigDict:
     config.implementation = ""  # "auto" or "xla"; "": $JAXCNN_IMPLEMENTATION, else "auto"
 
     return config.lock()
+
+
+def to_settings(config: ConfigDict) -> dict[str, Any]:
+    """Return a config as a dict of what JSON has: its tuples become lists.
+
+    >>> to_settings(get_default_config())["rate_steps"]
+    []
+    """
+    return json.loads(json.dumps(config.to_dict()))
 
 
 def smoke(config: ConfigDict, image_size: int) -> ConfigDict:
@@ -135,19 +156,26 @@ def check_values(config: ConfigDict) -> None:
     _check_words(config)
     for key in ("batch_size", "num_epochs"):
         _check_number(key, config[key], at_least=1)
-    _check_number("num_classes", config.num_classes, at_least=1, below=2**20)
+    _check_number("num_classes", config.num_classes, at_least=0, below=2**20)
     _check_number("image_size", config.image_size, at_least=1, below=2**13)
     for key in (
         "max_train_examples",
         "max_test_examples",
         "checkpoint_every_steps",
         "num_devices",
+        "patience",
         "steps_per_call",
     ):
         _check_number(key, config[key], at_least=0)
     _check_number("learning_rate", config.learning_rate, above=0)
+    _check_number("warmup_epochs", config.warmup_epochs, at_least=0, below=config.num_epochs)
+    _check_number("final_rate", config.final_rate, at_least=0, at_most=1)
+    _check_rate_steps(config)
     _check_number("momentum", config.momentum, at_least=0, below=1)
     _check_number("weight_decay", config.weight_decay, at_least=0)
+    _check_number("clip_norm", config.clip_norm, at_least=0)
+    _check_number("label_smoothing", config.label_smoothing, at_least=0, below=1)
+    _check_number("ema_decay", config.ema_decay, at_least=0, below=1)
     _check_number("seed", config.seed, at_least=0, below=2**31)
     _check_devices(config.num_devices)
     if config.dtype == "float64" and not jax.config.read("jax_enable_x64"):
@@ -228,17 +256,23 @@ def _check_types(config: ConfigDict, defaults: ConfigDict) -> None:
 def _check_words(config: ConfigDict) -> None:
     """Check the keys whose value names an entry of a table; `jaxcnn.train.optim` has two more."""
     # Here: `import jaxcnn` loads no data code.
-    from jaxcnn.data import AUGMENTATIONS, DATASETS
+    from jaxcnn.data import dataset_words, is_dataset
+    from jaxcnn.data.augment import parse_augmentation, parse_mixing
     from jaxcnn.data.pipeline import LAST_BATCH
 
     for key, choices in (
         ("model", MODELS),
-        ("dataset", DATASETS),
         ("dtype", DTYPES),
         ("last_batch", LAST_BATCH),
-        ("augmentation", AUGMENTATIONS),
+        ("weight_decay_on", ("all", "kernels")),
+        ("class_weights", ("none", "balanced")),
+        ("test_augmentation", ("none", "flip")),
     ):
         check_choice(key, config[key], choices)
+    parse_augmentation(config.augmentation)
+    parse_mixing(config.mixing)
+    if not is_dataset(config.dataset):
+        check_choice("dataset", config.dataset, dataset_words())
     if config.implementation:
         check_choice("implementation", config.implementation, cpu.IMPLEMENTATIONS)
 
@@ -264,15 +298,31 @@ def _check_number(
     at_least: float = -math.inf,
     above: float = -math.inf,
     below: float = math.inf,
+    at_most: float = math.inf,
 ) -> None:
-    if value >= at_least and above < value < below:  # false for nan as well
+    if at_least <= value <= at_most and above < value < below:  # false for nan as well
         return
     bounds = [
         f"{words} {bound:,}"
-        for words, bound in (("at least", at_least), ("above", above), ("below", below))
+        for words, bound in (
+            ("at least", at_least),
+            ("above", above),
+            ("below", below),
+            ("at most", at_most),
+        )
         if math.isfinite(bound)
     ] or ["finite"]
     raise ConfigError(f"config.{key} is {value}; it must be {' and '.join(bounds)}")
+
+
+def _check_rate_steps(config: ConfigDict) -> None:
+    epochs = config.rate_steps
+    are_epochs = all(type(epoch) is int and 0 < epoch < config.num_epochs for epoch in epochs)
+    if not are_epochs or list(epochs) != sorted(set(epochs)):
+        raise ConfigError(
+            f"config.rate_steps is {epochs!r}; it must be increasing epochs, each from 1 to "
+            f"{config.num_epochs - 1}"
+        )
 
 
 def _check_devices(num_devices: int) -> None:

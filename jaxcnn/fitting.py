@@ -55,9 +55,9 @@ def fit(
     Args:
         model: follows `jaxcnn.train.protocol.check_model`; or a key of `jaxcnn.MODELS`, which is
             built with as many logits as there are classes.
-        train: training set, follows `jaxcnn.data.check_dataset`; or a key of
-            `jaxcnn.data.DATASETS`, whose test set is then taken if none is given.
-        test: test set; or such a key.
+        train: training set, follows `jaxcnn.data.check_dataset`; or what `config.dataset` may be,
+            such as 'folder:pictures', whose test set is then taken if none is given.
+        test: test set; or the same word.
         epochs: passes over the training set.
         batch_size: examples per step.
         optimizer: an Optax transformation, or a key of `jaxcnn.train.OPTIMIZERS`; by default
@@ -105,7 +105,7 @@ def fit(
     facts, digests = setup.facts(), setup.digests()
     folder = None if workdir is None else local_path(workdir, "workdir")
     state, rows = run(setup, folder, loggers)
-    config.update(model=setup.settings["model"], dataset=setup.settings["dataset"])
+    config.update({key: setup.settings[key] for key in ("model", "dataset", "num_classes")})
     plain = setup.model.model if isinstance(setup.model, PartlyFrozen) else setup.model
     return Trained(
         model=set_axis_name(plain, None),
@@ -151,7 +151,6 @@ def _make_config(
         changes["dataset"] = train
     else:
         dataset = check_dataset(train, "train")
-        changes.setdefault("num_classes", len(dataset.class_names))
         if "image_size" not in changes:
             changes["image_size"] = _size(dataset.images.shape)
     if isinstance(model, str):
@@ -194,13 +193,15 @@ def _prepare_transfer(setup: Setup, init_from: Trained | None, frozen: tuple[str
     """Return the setup with the arrays to start from, and with the frozen parts frozen."""
     state, settings = setup.state, dict(setup.settings)
     if init_from is not None:
-        variables, new = transfer(init_from.variables, state.variables)
+        variables, new = transfer(init_from.variables, state.current)
         print(f"starting from {init_from.title}; new: {', '.join(new) or 'nothing'}")
         state = state.replace(**setup.parallel.replicate(variables))
+        if state.ema:
+            state = state.replace(ema=setup.parallel.replicate(variables))
         settings["init_from"] = digest(init_from.variables)
     if not frozen:
         return dataclasses.replace(setup, state=state, settings=settings)
-    check_frozen(frozen, state.variables)
+    check_frozen(frozen, state.current)
     optimizer = freeze_updates(setup.optimizer, frozen)
     opt_state = setup.parallel.replicate(jax.jit(optimizer.init)(state.params))
     return dataclasses.replace(

@@ -16,6 +16,7 @@ class Purpose(enum.IntEnum):
     SHUFFLE = 1
     DROPOUT = 2
     AUGMENT = 3
+    MIX = 4
 
 
 def derive_key(

@@ -1,6 +1,12 @@
-"""Picture files as arrays: what `Trained.predict` takes beside arrays."""
+"""Picture files as arrays: what `Trained.predict` takes, and what data sets are made of."""
 
+import contextlib
+import io
+import os
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +17,8 @@ from jaxcnn.errors import DataError, first_line
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _MODES = {1: "L", 3: "RGB"}  # Pillow's names of gray and colour
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
+_AT_ONCE = 256  # pictures that are handed to the threads together
+_MAX_RATIO = 100  # of the sides of a picture that a square is cut from
 
 
 def find_pictures(path: Path) -> list[Path]:
@@ -46,41 +54,202 @@ def read_picture(path: Path, channels: int) -> np.ndarray:
     """
     if channels not in _MODES:
         raise DataError(f"pictures give 1 or 3 channels, and the model takes {channels}")
+    with _refuse_large():
+        return _read(path, str(path), channels)
+
+
+def read_pictures(
+    pictures: Iterable[tuple[str, Path | bytes]],
+    image_size: int | None,
+    report: Callable[[int], None],
+) -> tuple[list[np.ndarray], list[str]]:
+    """Read many pictures, each as `read_picture` and `fit_picture` do, on all cores.
+
+    Pillow releases the GIL while it decodes and resizes, so threads suffice.
+
+    Args:
+        pictures: the name of each, for messages, and its file or the file's content.
+        image_size: see `fit_picture`; None to leave them as they are.
+        report: called with the number of pictures so far, every few hundred.
+
+    Returns:
+        Arrays, uint8 [H, W, C], with as many channels as each picture has by itself (1 or 3); and a
+        line for each picture that cannot be read, which has no array.
+    """
+
+    def read(picture: tuple[str, Path | bytes]) -> np.ndarray | str:
+        name, source = picture
+        try:
+            array = _read(source, name, None)
+            return array if image_size is None else fit_picture(array, image_size, name)
+        except DataError as error:
+            return f"{error}"
+
+    remaining, arrays, errors = iter(pictures), [], []
+    with _refuse_large(), ThreadPoolExecutor(_count_cores()) as pool:
+        while some := list(islice(remaining, _AT_ONCE)):
+            for found in pool.map(read, some):
+                if isinstance(found, str):
+                    errors.append(found)
+                else:
+                    arrays.append(found)
+            report(len(arrays) + len(errors))
+    return arrays, errors
+
+
+def fit_picture(picture: np.ndarray, image_size: int, name: str = "a picture") -> np.ndarray:
+    """Cut a picture to a square of at most the given size.
+
+    A square that is no larger stays as it is: the compiled program enlarges it (`preprocess`). Of
+    any other picture, the shorter side is resized to the size (bilinear, antialiased when it
+    shrinks) and the square in the middle is cut out, as torchvision's Resize and CenterCrop do.
+
+    Args:
+        picture: uint8 [H, W, 1 or 3].
+        image_size: side of the square, in pixels.
+        name: for the error.
+
+    Returns:
+        uint8 [S, S, C] with S at most `image_size`.
+
+    Raises:
+        DataError: if one side is more than 100 times the other.
+
+    >>> fit_picture(np.zeros((60, 40, 3), np.uint8), 32).shape
+    (32, 32, 3)
+    >>> fit_picture(np.zeros((20, 20, 1), np.uint8), 32).shape
+    (20, 20, 1)
+    """
+    height, width, _ = picture.shape
+    if height == width <= image_size:
+        return picture
+    if max(height, width) > _MAX_RATIO * min(height, width):
+        raise DataError(
+            f"{name!r} is {width} x {height} pixels, too narrow for a square; crop it, or remove it"
+        )
+    return resize_and_crop(picture, image_size)
+
+
+def resize_and_crop(picture: np.ndarray, image_size: int) -> np.ndarray:
+    """Resize the shorter side of a picture, and cut out the square in the middle.
+
+    Args:
+        picture: uint8 [H, W, 1 or 3].
+        image_size: side of the square, in pixels.
+
+    Returns:
+        uint8 [image_size, image_size, C].
+
+    >>> resize_and_crop(np.full((5, 9, 1), 7, np.uint8), 10).mean()
+    np.float64(7.0)
+    """
+    height, width, channels = picture.shape
+    short, long = min(height, width), max(height, width)
+    other = image_size * long // short
+    size = (other, image_size) if width > height else (image_size, other)  # width, height
+    image = Image.fromarray(picture[..., 0] if channels == 1 else picture)
+    resized = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+    left, top = (round((side - image_size) / 2) for side in size)
+    square = resized[top : top + image_size, left : left + image_size]
+    return square[..., None] if channels == 1 else square
+
+
+def stack_pictures(
+    pictures: list[np.ndarray], image_size: int | None, names: Sequence[str]
+) -> np.ndarray:
+    """Make one array of pictures; gray ones get three channels if there is one in colour.
+
+    Args:
+        pictures: uint8 [H, W, 1 or 3], what `read_pictures` returns; the list is emptied.
+        image_size: pictures of different sizes are squares of at most this (see `fit_picture`), to
+            which the smaller ones are enlarged; None if there must be none.
+        names: of the pictures, for the error.
+
+    Returns:
+        uint8 [N, H, W, C].
+
+    Raises:
+        DataError: if the sizes differ and `image_size` is None.
+    """
+    first = pictures[0].shape[:2]
+    other = next((i for i, each in enumerate(pictures) if each.shape[:2] != first), None)
+    if other is not None and image_size is None:
+        sizes = [f"{w} x {h}" for h, w in (first, pictures[other].shape[:2])]
+        raise DataError(
+            f"the pictures are of different sizes, as {names[0]!r} ({sizes[0]}) and "
+            f"{names[other]!r} ({sizes[1]}); image_size says to which square they are cut"
+        )
+    size = first if other is None else (image_size, image_size)
+    channels = max(each.shape[2] for each in pictures)
+    stacked = np.empty((len(pictures), *size, channels), np.uint8)
+    for i, picture in enumerate(pictures):
+        fits = picture.shape[:2] == size
+        stacked[i] = picture if fits else resize_and_crop(picture, stacked.shape[1])
+        pictures[i] = stacked[i]  # frees the picture, so that memory holds each once
+    pictures.clear()
+    return stacked
+
+
+@contextlib.contextmanager
+def _refuse_large() -> Iterator[None]:
+    """Make an error of Pillow's warning; it holds for all threads, which must not change it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def _read(source: Path | bytes, name: str, channels: int | None) -> np.ndarray:
+    """Read a picture from a file or its content; `channels` None takes those that it has."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                frames = getattr(image, "n_frames", 1)
-                if frames > 1:
-                    raise DataError(f"{str(path)!r} has {frames} frames; give a single picture")
-                image.load()
-                return _as_array(image, path, _MODES[channels])
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1:
+                raise DataError(f"{name!r} has {frames} frames; give a single picture")
+            image.load()
+            return _as_array(image, name, channels)
     except DataError:
         raise
     except UnidentifiedImageError:
-        what = "is empty" if path.stat().st_size == 0 else "is no picture that can be read"
-        raise DataError(f"{str(path)!r} {what}") from None
+        size = len(source) if isinstance(source, bytes) else source.stat().st_size
+        what = "is empty" if size == 0 else "is no picture that can be read"
+        raise DataError(f"{name!r} {what}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{str(path)!r} is too large: {first_line(error)}") from None
+        raise DataError(f"{name!r} is too large: {first_line(error)}") from None
     except IsADirectoryError:
-        raise DataError(f"{str(path)!r} is a folder, not a picture") from None
+        raise DataError(f"{name!r} is a folder, not a picture") from None
     except Exception as error:  # of a damaged file, Pillow may raise anything
         reason = getattr(error, "strerror", None) or first_line(error)
-        raise DataError(f"{str(path)!r} cannot be read: {reason}") from None
+        raise DataError(f"{name!r} cannot be read: {reason}") from None
 
 
-def _as_array(image: Image.Image, path: Path, mode: str) -> np.ndarray:
+def _as_array(image: Image.Image, name: str, channels: int | None) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
     if image.mode in _SIXTEEN_BITS or (image.mode == "I" and image.format == "PNG"):
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise DataError(
-            f"{str(path)!r} has numbers of 32 bits, whose black and white are not known; convert "
-            "it to 8 bits"
+            f"{name!r} has numbers of 32 bits, whose black and white are not known; convert it to "
+            "8 bits"
         )
+    mode = _MODES[channels or _count_channels(image)]
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     array = np.asarray(image.convert(mode))
     return array[..., None] if mode == "L" else array
+
+
+def _count_cores() -> int:
+    """Return the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # on Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _count_channels(image: Image.Image) -> int:
+    """Return 1 for a gray picture, also one whose palette is gray, and 3 for any other."""
+    if image.mode == "P":
+        red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")), 2, 0)
+        return 1 if (red == green).all() and (green == blue).all() else 3
+    return 1 if image.getbands()[0] in ("1", "L") else 3

@@ -14,15 +14,15 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxcnn.config import DTYPES, get_default_config
-from jaxcnn.data import DATASETS, Dataset, check_dataset, load_dataset, preprocess
-from jaxcnn.data.dataset import is_channels_first
+from jaxcnn.data import Dataset, check_dataset, is_dataset, load_dataset, preprocess
+from jaxcnn.data.dataset import is_channels_first, to_uint8
 from jaxcnn.data.fashion_mnist import FASHION_MNIST
 from jaxcnn.errors import ConfigError, DataError
 from jaxcnn.files import local_path
 from jaxcnn.inspect.figures import curves_figure, curves_png
 from jaxcnn.models import MODELS, build_model, create_model
 from jaxcnn.ops import cpu
-from jaxcnn.pictures import find_pictures, read_picture
+from jaxcnn.pictures import find_pictures, fit_picture, read_picture
 from jaxcnn.scores import Evaluation, evaluate_logits, softmax
 from jaxcnn.train.protocol import set_axis_name
 from jaxcnn.train.record.checkpoint import FOLDER, Checkpoints, MissingCheckpointError
@@ -30,6 +30,7 @@ from jaxcnn.train.record.integrity import DamagedCheckpointError
 from jaxcnn.train.record.logs import JsonLines, Row
 from jaxcnn.train.record.workdir import read_run
 from jaxcnn.train.state import TrainState
+from jaxcnn.train.step import predict_logits
 from jaxcnn.train.trees import Shapes, first_difference, shapes_by_name
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class Trained:
         Args:
             images: an array, uint8 or floating point in [0, 1], of one image, [H, W] or [H, W, C],
                 or of several, [N, H, W, C], of any size; or paths of picture files and of folders
-                of them (see `jaxcnn.pictures.read_picture`).
+                of them (see `read_picture`).
             batch_size: most images per call of the compiled program.
 
         Raises:
@@ -126,6 +127,23 @@ class Trained:
             return self._predict_files(images, batch_size)
         array = self._as_images(images)
         return Predictions(softmax(self.logits(array, batch_size)), self._names)
+
+    def read_picture(self, path: str | Path) -> np.ndarray:
+        """Read a picture file, and cut it to a square if the pictures of the run were.
+
+        Args:
+            path: of the file.
+
+        Returns:
+            uint8 [H, W, C], for `predict`.
+
+        Raises:
+            DataError: see `jaxcnn.pictures.read_picture`.
+        """
+        file = local_path(path, "path")
+        picture = read_picture(file, self.image_shape[2])
+        is_cut = self.config.dataset.startswith(("folder:", "tfds:"))
+        return fit_picture(picture, self.image_shape[0], str(path)) if is_cut else picture
 
     def logits(self, images: np.ndarray, batch_size: int = 128) -> np.ndarray:
         """Return the logits of images, prepared as those of the run were.
@@ -229,13 +247,14 @@ class Trained:
         limits = {"train": config.max_train_examples, "test": config.max_test_examples}
         if split not in limits:
             raise ConfigError(f"unknown split {split!r}; accepted: 'test' and 'train'")
-        if config.dataset not in DATASETS:
+        if not is_dataset(config.dataset):
             raise ConfigError(
                 f"the run was made with {config.dataset!r}, which is not in jaxcnn.data.DATASETS; "
                 "give the data set itself: evaluate(dataset)"
             )
-        dataset = load_dataset(config.dataset, split, config.data_dir, config.data_source)
-        dataset = dataset.first(limits[split])
+        dataset = load_dataset(
+            config.dataset, split, config.data_dir, config.data_source, config.image_size
+        ).first(limits[split])
         if self.digests.get(split, dataset.digest()) != dataset.digest():
             raise ConfigError(
                 f"the {split} set of {config.dataset} is not the one of the run any more (see its "
@@ -263,7 +282,7 @@ class Trained:
             low, high = float(array.min()), float(array.max())
             if not 0 <= low <= high <= 1:  # false for nan as well
                 raise ValueError(f"{given} from {low:g} to {high:g}")
-            array = np.floor(255 * array.astype(np.float32) + 0.5).astype(np.uint8)
+            array = to_uint8(array)
         self._check_channels(array, "images")
         return array
 
@@ -277,7 +296,7 @@ class Trained:
     def _predict_files(self, paths: Any, batch_size: int) -> Predictions:
         given = [paths] if isinstance(paths, str | Path) else list(paths)
         files = [file for path in given for file in find_pictures(local_path(path, "path"))]
-        pictures = [read_picture(file, self.image_shape[2]) for file in files]
+        pictures = [self.read_picture(file) for file in files]
         logits = np.zeros((len(files), len(self._names)), np.float32)
         for shape in {picture.shape for picture in pictures}:  # a program for each size
             alike = [i for i, picture in enumerate(pictures) if picture.shape == shape]
@@ -297,8 +316,9 @@ class Trained:
         size, dtype = self.image_shape[0], DTYPES[self.config.dtype]
 
         def apply(variables: Any, images: jax.Array) -> jax.Array:
-            logits = self.model.apply(variables, preprocess(images, size, dtype), train=False)
-            return jnp.asarray(logits)
+            images = preprocess(images, size, dtype)
+            how = self.config.test_augmentation
+            return jnp.asarray(predict_logits(self.model, variables, images, how))
 
         is_on_cpu = jax.default_backend() == "cpu"
         return jax.jit(apply, compiler_options=cpu.compiler_options() if is_on_cpu else {})
@@ -348,7 +368,7 @@ def load(folder: str | Path, which: str | int = "best", model: nn.Module | None 
     if model is None:
         model = _rebuild_model(run, config, folder)
     state = _read_state(folder, which)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = state.variables
     image_shape = _find_image_shape(run, config, model, variables)
     return Trained(
         model=set_axis_name(model, None),
@@ -366,7 +386,8 @@ def load(folder: str | Path, which: str | int = "best", model: nn.Module | None 
 def _as_config(settings: dict[str, Any]) -> ConfigDict:
     """Return the recorded settings as a config; what replaced a word stays as it is recorded."""
     config = get_default_config()
-    config.update({key: settings[key] for key in config if key in settings})
+    known = {key: settings[key] for key in config if key in settings}
+    config.update({key: tuple(x) if isinstance(x, list) else x for key, x in known.items()})
     return config
 
 

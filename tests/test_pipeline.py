@@ -1,4 +1,4 @@
-"""From arrays to batches: order, augmentation, and the resize against torchvision's."""
+"""From arrays to batches: order, and the resize against torchvision's."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcnn.data import AUGMENTATIONS, epoch_batches, load_fashion_mnist_sample, preprocess
+from jaxcnn.data import epoch_batches, load_fashion_mnist_sample, preprocess
 from jaxcnn.data.pipeline import LAST_BATCH, batch_sizes, epoch_sizes
 
 
@@ -147,17 +147,3 @@ def test_no_image_and_images_of_few_rows_are_preprocessed():
         images = jax.ShapeDtypeStruct(shape, jnp.uint8)
         resized = jax.eval_shape(lambda x: preprocess(x, np.int64(7)), images)
         assert resized.shape == (2, 7, 7, shape[3])
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_augmentations_keep_shape_dtype_and_range(name, dtype):
-    images = preprocess(jnp.asarray(load_fashion_mnist_sample("train").images[:8]), 32, dtype)
-    augmented = jax.jit(AUGMENTATIONS[name])(jax.random.key(0), images)
-    assert (augmented.shape, augmented.dtype) == (images.shape, images.dtype)
-    assert 0 <= augmented.min() <= augmented.max() <= 1
-
-
-def test_no_augmentation_leaves_the_images_alone():
-    images = jnp.asarray(np.random.default_rng(0).random((4, 28, 28, 1), np.float32))
-    assert (AUGMENTATIONS["none"](jax.random.key(0), images) == images).all()

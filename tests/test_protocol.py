@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 from conftest import CACHED, Tiny, small_config
-from jaxcnn.data import AUGMENTATIONS, Dataset, load_fashion_mnist_sample
+from jaxcnn.data import AUGMENTATIONS, MIXINGS, Dataset, load_fashion_mnist_sample
 from jaxcnn.errors import ConfigError
 from jaxcnn.layers import BatchNorm, Dense, flatten
 from jaxcnn.models import MODELS, is_own_model
@@ -374,24 +374,46 @@ def test_a_schedule_may_return_any_number(rate):
 @pytest.mark.parametrize(
     ("augment", "message"),
     [
-        (lambda key, x: x[:, 2:-2, 2:-2], r"returns float32 \[16, 8, 8, 1\] for images float32"),
-        (lambda key, x: jnp.concatenate([x, x]), r"returns float32 \[32, 12, 12, 1\] for images"),
-        (lambda key, x: (255 * x).astype(jnp.uint8), r"returns uint8 \[16, 12, 12, 1\] for"),
+        (lambda key, x: x[2:-2, 2:-2], r"returns float32 \[8, 8, 1\] for an image float32"),
+        (lambda key, x: jnp.concatenate([x, x]), r"returns float32 \[24, 12, 1\] for an image"),
+        (lambda key, x: (255 * x).astype(jnp.uint8), r"returns uint8 \[12, 12, 1\] for"),
         (lambda key, x: x.astype(jnp.bfloat16), "returns bfloat16 .* the same shape and dtype"),
-        (lambda key, x: None, "returns a NoneType for images"),
-        (lambda key, x: (x, key), "returns a tuple for images"),
-        (lambda x: x, r"\(key, images\) fails: TypeError"),
+        (lambda key, x: None, "returns a NoneType for an image"),
+        (lambda key, x: (x, key), "returns a tuple for an image"),
+        (lambda x: x, r"\(key, image\) fails: TypeError"),
         (lambda key, x: x.shuffle(key), "fails: AttributeError"),
-        (lambda key, x: x[:8].repeat(2, 0), r"\[8, 12, 12, 1\] for images float32 \[4, 12"),
-        (lambda key, x: x / jnp.zeros_like(x), "returns nan to nan for the first images"),
+        (
+            lambda key, x: x / jnp.zeros_like(x),
+            "returns (nan|inf) to (nan|-inf) for the first images",
+        ),
         (lambda key, x: 255 * x, r"returns 0 to \d+ for the first images .* near \[0, 1\]"),
     ],
 )
 def test_an_augmentation_is_checked(augment, message, monkeypatch):
-    """With the part of each batch that a device has, the smaller last one too."""
     monkeypatch.setitem(AUGMENTATIONS, "mine", augment)
-    config = small_config(augmentation="mine", image_size=12, num_devices=2, max_train_examples=40)
+    config = small_config(augmentation="flip, mine", image_size=12)
     with pytest.raises(ConfigError, match=rf"AUGMENTATIONS\['mine'\].*{message}") as error:
+        prepare(config, model=Tiny())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("mix", "message"),
+    [
+        (lambda key, x, y: x, r"\(key, images, targets\) changes"),
+        (lambda key, x: (x, x), r"\(key, images, targets\) fails: TypeError"),
+        (lambda key, x, y: (x, y.argmax(axis=1)), r"changes 1 from 16x2 float32 to 16 int32"),
+        (
+            lambda key, x, y: (x[:16].repeat(16 // len(x), 0), y),
+            "changes 0 from 4x12x12x1 float32 to 16x12",
+        ),
+    ],
+)
+def test_mixing_is_checked(mix, message, monkeypatch):
+    """With the part of each batch that a device has, the smaller last one too."""
+    monkeypatch.setitem(MIXINGS, "mine", mix)
+    config = small_config(mixing="mine", image_size=12, num_devices=2, max_train_examples=40)
+    with pytest.raises(ConfigError, match=rf"MIXINGS\['mine'\].*{message}") as error:
         prepare(config, model=Tiny())
     assert "\n" not in str(error.value)
 
@@ -412,4 +434,4 @@ def test_augmentations_of_every_kind_fit(augment, monkeypatch):
 def test_a_configs_model_must_have_a_logit_for_each_class_of_data_that_are_given():
     many = SAMPLE._replace(class_names=tuple("abcdefghijkl"))
     with pytest.raises(ConfigError, match="num_classes is 10, but object Dataset has 12 classes"):
-        prepare(small_config(), train=many, test=many)
+        prepare(small_config(num_classes=10), train=many, test=many)

@@ -37,6 +37,32 @@ def test_commands_run(tmp_path):
         assert (tmp_path / name).exists()
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections'
+def test_commands_on_pictures_of_ones_own_run(tmp_path, monkeypatch, capsys):
+    """300 that are drawn, of three classes: 32 pixels square and a little noisy, in colour."""
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("cat", "dog", "owl")):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(100):
+            pixels = rng.integers(0, 60, (32, 32, 3))
+            row, column = rng.integers(0, 20, 2)
+            pixels[row : row + 12, column : column + 12, label] += 180
+            file = tmp_path / "pictures" / name / f"{number}.png"
+            Image.fromarray(pixels.astype(np.uint8)).save(file)
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```sh\n(jaxcnn data.*?)```", README, re.DOTALL)
+    for line in block.replace("\\\n", "").replace("/tmp/", f"{tmp_path}/").splitlines():
+        program, *arguments = shlex.split(line, comments=True)
+        capsys.readouterr()
+        assert (program, main(arguments)) == ("jaxcnn", 0)
+        if arguments[0] == "evaluate":
+            accuracy = re.search(r"accuracy  (0\.\d+|1\.0+)", capsys.readouterr().out)
+            assert float(accuracy[1]) > 0.9
+        if arguments[0] == "predict":
+            assert capsys.readouterr().out.split()[1].startswith("cat")
+
+
 def test_it_is_short():
     assert len(README.splitlines()) <= 150
 

@@ -24,7 +24,17 @@ _MODES = {1: "L", 3: "RGB"}  # Pillow's, by the number of channels
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    parser.add_argument("name", metavar="NAME", help="such as fashion_mnist, fashion_mnist_sample")
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        help="such as fashion_mnist, folder:PATH, idx:PATH, tfds:NAME (see docs/data.md)",
+    )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        metavar="N",
+        help="cut pictures to squares of at most N pixels; needed if their sizes differ",
+    )
     parser.add_argument(
         "--data-dir", metavar="DIR", help="TFDS's; $TFDS_DATA_DIR, else ~/tensorflow_datasets"
     )
@@ -50,7 +60,9 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     from jaxcnn.files import write_atomically
 
     splits = {
-        split: load_dataset(options.name, split, options.data_dir, options.data_source)
+        split: load_dataset(
+            options.name, split, options.data_dir, options.data_source, options.image_size
+        )
         for split in ("train", "test")
     }
     yield from _describe(splits)

@@ -77,13 +77,11 @@ def _find(paths: Iterable[str], reasons: list[str]) -> list[Path]:
     return files
 
 
-def _read(files: Iterable[Path], channels: int, reasons: list[str]) -> Iterator[Picture]:
+def _read(trained: "Trained", files: Iterable[Path], reasons: list[str]) -> Iterator[Picture]:
     """Yield the pictures that can be read; add why to `reasons` where one cannot."""
-    from jaxcnn.pictures import read_picture
-
     for path in files:
         try:
-            yield path, read_picture(path, channels)
+            yield path, trained.read_picture(path)
         except DataError as error:
             reasons.append(explain(error))
 
@@ -107,7 +105,7 @@ def _classify(
     import numpy as np
 
     size = min(options.batch_size, len(files))
-    pictures = _read(files, trained.image_shape[2], reasons)
+    pictures = _read(trained, files, reasons)
     for batch in _batches(pictures, size):
         tops: dict[Path, Top] = {}
         for shape in {image.shape for _, image in batch}:  # the model takes images of one size

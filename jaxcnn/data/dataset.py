@@ -59,6 +59,59 @@ def check_split(split: str) -> None:
         raise ValueError(f"unknown split {split!r}; accepted: 'train', 'test'")
 
 
+def from_arrays(images: Any, labels: Any, class_names: Sequence[str] | None = None) -> Dataset:
+    """Make a data set of arrays, as they are loaded from anywhere.
+
+    Args:
+        images: uint8, or floating point in [0, 1], [N, H, W, C] or, if they are gray, [N, H, W].
+        labels: [N], integers from 0, or str, the name of each image's class.
+        class_names: the name of each class; by default the numbers, or the names that occur,
+            sorted.
+
+    Returns:
+        Images, uint8 [N, H, W, C], labels, int32 [N], and the class names.
+
+    Raises:
+        ConfigError: if an array is of another dtype, range or shape, or a label has no name.
+
+    >>> from_arrays(np.full((3, 8, 8), 0.5), ["dog", "cat", "dog"])[1:]
+    (array([1, 0, 1], dtype=int32), ('cat', 'dog'))
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype.kind == "f" and images.size and 0 <= images.min() <= images.max() <= 1:
+        images = to_uint8(images)
+    names: Any = class_names
+    if labels.dtype.kind in "UO" and labels.ndim == 1:
+        labels, names = _number_names(labels, class_names)
+    elif class_names is None:
+        is_numbers = labels.dtype.kind in "iu" and labels.size
+        names = [str(label) for label in range(int(labels.max()) + 1 if is_numbers else 1)]
+    return check_dataset(Dataset(images, labels, names), "data")
+
+
+def _number_names(
+    labels: np.ndarray, class_names: Sequence[str] | None
+) -> tuple[np.ndarray, Sequence[str]]:
+    """Return the labels as places in the class names, which are those that occur if not given."""
+    names = sorted({str(label) for label in labels}) if class_names is None else list(class_names)
+    place = {name: i for i, name in enumerate(names)}
+    unknown = next((str(label) for label in labels if str(label) not in place), None)
+    if unknown is not None:
+        raise ConfigError(f"a label is {unknown!r}, which is not one of class_names")
+    return np.array([place[str(label)] for label in labels], np.int32), names
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Return floating-point images in [0, 1] as pixels from 0 to 255.
+
+    >>> to_uint8(np.array([0.0, 0.5, 1.0]))
+    array([  0, 128, 255], dtype=uint8)
+    """
+    return np.floor(255 * images.astype(np.float32) + 0.5).astype(np.uint8)
+
+
 def check_dataset(dataset: Any, name: str) -> Dataset:
     """Check that an object follows the data set protocol, and return it as a `Dataset`.
 

@@ -1,6 +1,5 @@
 """From uint8 arrays on the device to batches of floats, inside the compiled program."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -143,21 +142,3 @@ def _check_preprocess(images: Any, image_size: int | None, dtype: DTypeLike) -> 
         raise ValueError(f"image_size must be at least 1, got {image_size}")
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype must be floating point, got {jnp.dtype(dtype)}")
-
-
-def no_augmentation(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Return the images as they are.
-
-    >>> no_augmentation(jax.random.key(0), jnp.ones((1, 2, 2, 1))).shape
-    (1, 2, 2, 1)
-    """
-    return images
-
-
-# What `config.augmentation` may be. Each function takes a typed key (`jax.random.key`) and the
-# images of a batch after `preprocess`, [N, H, W, C], floating point in [0, 1]; it returns images of
-# the same shape and dtype. It runs inside the compiled training step, with another key at every
-# step, and never in evaluation. Add an augmentation here.
-AUGMENTATIONS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-    "none": no_augmentation,
-}

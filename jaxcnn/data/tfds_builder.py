@@ -1,4 +1,4 @@
-"""The one file that knows TFDS: prepares a data set, and reads what is prepared.
+"""The one file that knows TFDS: prepares a data set of MNIST's format, and reads what is prepared.
 
 TFDS's own builders read and encode through TensorFlow while they prepare. Those here replace the
 two methods that do, and keep the rest (name, features, file names, order), so that the folders are
@@ -6,6 +6,7 @@ the same: TFDS reads what is prepared here, and its ArrayRecord copies are read 
 """
 
 import contextlib
+import dataclasses
 import io
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,9 @@ from PIL import Image
 
 from jaxcnn.data.idx import FILE_NAMES, FILES, find_idx_files, read_idx_split
 from jaxcnn.data.spec import IdxSpec
-from jaxcnn.errors import DataError
+from jaxcnn.errors import DataError, first_line
+
+_AT_ONCE = 1024  # examples that are read together
 
 
 def prepare(spec: IdxSpec, data_dir: Path, source: Path | None) -> None:
@@ -86,6 +89,93 @@ def read(spec: IdxSpec, data_dir: Path, split: str) -> tuple[np.ndarray, np.ndar
         ) from error
     labels = np.array([example["label"] for example in examples], np.uint8)
     return np.stack(images)[..., None], labels
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedSplit:
+    """The examples of a prepared split, in TFDS's order: each an encoded image and its label."""
+
+    _source: Any
+    _image: str
+    _label: str
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __iter__(self) -> Iterator[tuple[bytes, int]]:
+        for start in range(0, len(self), _AT_ONCE):
+            for example in self._source.__getitems__(
+                range(start, min(start + _AT_ONCE, len(self)))
+            ):
+                yield example[self._image], int(example[self._label])
+
+
+def open_prepared(prepared: Path) -> tuple[tuple[str, ...], dict[str, PreparedSplit]]:
+    """Open any image classification set that TFDS has prepared in ArrayRecord files.
+
+    Args:
+        prepared: its folder, `<data_dir>/<name>[/<config>]/<version>`.
+
+    Returns:
+        The names of the classes, and the splits by name.
+
+    Raises:
+        DataError: if it cannot be read, or only by TensorFlow, or has not one image and one label.
+    """
+    with _one_line(prepared):
+        builder = tfds.builder_from_directory(prepared)
+        features = builder.info.features
+        image = _only_feature(prepared, features, tfds.features.Image)
+        label = _only_feature(prepared, features, tfds.features.ClassLabel)
+        skip = {image: tfds.decode.SkipDecoding()}
+        splits = {
+            split: PreparedSplit(builder.as_data_source(split, decoders=skip), image, label)
+            for split in builder.info.splits
+        }
+        return tuple(features[label].names), splits
+
+
+def read_prepared(prepared: Path, split: PreparedSplit) -> Iterator[tuple[bytes, int]]:
+    """Yield the encoded images and labels of a split.
+
+    Args:
+        prepared: see `open_prepared`, which gave the split.
+        split: to read.
+
+    Raises:
+        DataError: if a file is damaged.
+    """
+    with _one_line(prepared):
+        yield from split
+
+
+@contextlib.contextmanager
+def _one_line(prepared: Path) -> Iterator[None]:
+    """Turn an error of reading a prepared copy into one of one line."""
+    try:
+        yield
+    except (DataError, GeneratorExit):
+        raise
+    except NotImplementedError as error:
+        raise DataError(
+            f"the copy in {prepared} is not in ArrayRecord format, so reading it takes TensorFlow; "
+            "prepare it again with file_format='array_record' (docs/data.md)"
+        ) from error
+    except Exception as error:  # ArrayRecord and protobuf each have their own errors
+        raise DataError(
+            f"the prepared copy in {prepared} cannot be read ({type(error).__name__}: "
+            f"{first_line(error)}); prepare it again"
+        ) from error
+
+
+def _only_feature(prepared: Path, features: Any, kind: type) -> str:
+    found = [name for name, feature in features.items() if isinstance(feature, kind)]
+    if len(found) != 1:
+        raise DataError(
+            f"the data set in {prepared} has {len(found)} features of the kind {kind.__name__}; "
+            "image classification takes one"
+        )
+    return found[0]
 
 
 def _create_builder(spec: IdxSpec, data_dir: Path, source: Path | None = None) -> Any:

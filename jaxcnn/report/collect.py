@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcnn.data import DATASETS, Dataset
+from jaxcnn.data import Dataset, is_dataset
 from jaxcnn.errors import ConfigError, JaxcnnError
 from jaxcnn.files import local_path
 from jaxcnn.report.layers import Convolution, find_convolutions
@@ -148,7 +148,7 @@ def _describe_checkpoint(trained: Trained) -> str:
 def _load_test_set(trained: Trained, record: dict[str, Any]) -> Dataset:
     if "test" not in record["data"]:
         raise ConfigError("the run has no test set")
-    if trained.config.dataset not in DATASETS:
+    if not is_dataset(trained.config.dataset):
         raise ConfigError(f"its data, {trained.config.dataset}, are not in jaxcnn.data.DATASETS")
     return trained.dataset("test")
 

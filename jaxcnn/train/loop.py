@@ -97,7 +97,7 @@ def run(
         display.print(report.describe(setup, workdir))
         setup, progress = _resume(setup, record, display)
         state = setup.state
-        if progress.epoch < config.num_epochs:
+        if not _is_over(progress.epoch, config, record.rows()):
             with Loggers(loggers, display.print) as each:
                 each.start(setup.settings, int(state.step))
                 state = _train(setup, progress, record, display, each)
@@ -111,7 +111,8 @@ def _open_record(setup: Setup, workdir: Path | None) -> Workdir | Unsaved:
     if workdir is None:
         return Unsaved()
     environment = describe_environment(setup.parallel.devices, setup.config.implementation or None)
-    return Workdir(workdir, setup.settings, setup.digests(), environment, setup.facts())
+    facts, check = setup.facts(), setup.check_resumed
+    return Workdir(workdir, setup.settings, setup.digests(), environment, facts, check)
 
 
 def _resume(setup: Setup, run: Workdir | Unsaved, display: Display) -> tuple[Setup, Progress]:
@@ -120,7 +121,8 @@ def _resume(setup: Setup, run: Workdir | Unsaved, display: Display) -> tuple[Set
     for change in run.changes:
         display.print(f"note: {change}")
     if int(state.step):
-        display.print(report.resume_message(progress, int(state.step), setup.config.num_epochs))
+        is_over = _is_over(progress.epoch, setup.config, run.rows())
+        display.print(report.resume_message(progress, int(state.step), is_over))
     return dataclasses.replace(setup, state=state), progress
 
 
@@ -137,9 +139,24 @@ def _train(
     with StopSignal() as stop:
         display.print(f"compiled in {programs.compile_seconds:.1f} s")
         trainer = Trainer(setup, programs, run, display, stop, progress, loggers)
-        while trainer.progress.epoch < setup.config.num_epochs:
+        while not _is_over(trainer.progress.epoch, setup.config, run.rows()):
             trainer.train_epoch()
+        if trainer.progress.epoch < setup.config.num_epochs:
+            display.print(
+                f"no better for {setup.config.patience} epochs, so it ends here (patience)"
+            )
     return trainer.state
+
+
+def _is_over(epoch: int, config: ConfigDict, rows: list[Row]) -> bool:
+    """Return whether a run has taken all its epochs, or has not become better for a while."""
+    if epoch >= config.num_epochs:
+        return True
+    if not config.patience or not rows:
+        return False
+    key = "test_accuracy" if "test_accuracy" in rows[-1] else "train_accuracy"
+    best = max(rows, key=lambda row: row[key])
+    return rows[-1]["epoch"] - best["epoch"] >= config.patience
 
 
 class Trainer:

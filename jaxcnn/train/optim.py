@@ -1,7 +1,11 @@
-"""The optimizer that a config asks for, looked up by name in two tables."""
+"""The optimizer that a config asks for: its rate by a schedule, both looked up by name."""
 
 from collections.abc import Callable
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -23,6 +27,40 @@ def constant(config: ConfigDict, num_steps: int) -> Schedule:
     return config.learning_rate
 
 
+def cosine(config: ConfigDict, num_steps: int) -> Schedule:
+    """Fall along half a cosine to `final_rate` of the rate.
+
+    Source: Loshchilov and Hutter, SGDR, 2017, without restarts; d2l 12.11.3.
+    """
+    return optax.cosine_decay_schedule(config.learning_rate, num_steps, config.final_rate)
+
+
+def linear(config: ConfigDict, num_steps: int) -> Schedule:
+    """Fall along a line to `final_rate` of the rate; after a warm-up, a triangle."""
+    rate = config.learning_rate
+    return optax.linear_schedule(rate, config.final_rate * rate, num_steps)
+
+
+def steps(config: ConfigDict, num_steps: int) -> Schedule:
+    """Divide the rate by 10 after each epoch of `rate_steps`.
+
+    Source: He et al., Deep residual learning for image recognition, 2016; d2l 12.11.2.
+    """
+    per_epoch = num_steps / (config.num_epochs - config.warmup_epochs)
+    ends = (round((epoch - config.warmup_epochs) * per_epoch) for epoch in config.rate_steps)
+    return optax.piecewise_constant_schedule(config.learning_rate, dict.fromkeys(ends, 0.1))
+
+
+def one_cycle(config: ConfigDict, num_steps: int) -> Schedule:
+    """Rise for three tenths of the run, then fall, both along half cosines, as PyTorch's.
+
+    From a 25th of the rate to the rate, and down to 10^-4 of where it began.
+
+    Source: Smith and Topin, Super-convergence, 2018; the numbers are PyTorch's `OneCycleLR`'s.
+    """
+    return optax.cosine_onecycle_schedule(num_steps, config.learning_rate)
+
+
 def sgd(config: ConfigDict, learning_rate: Schedule) -> optax.GradientTransformation:
     """Build stochastic gradient descent with `momentum` and `weight_decay`.
 
@@ -30,33 +68,144 @@ def sgd(config: ConfigDict, learning_rate: Schedule) -> optax.GradientTransforma
     weight decay is added to the gradient, and momentum is not dampened.
     """
     return optax.chain(
-        optax.add_decayed_weights(config.weight_decay) if config.weight_decay else optax.identity(),
-        optax.sgd(learning_rate, momentum=config.momentum or None),
+        _add_weight_decay(config), optax.sgd(learning_rate, momentum=config.momentum or None)
+    )
+
+
+def nesterov(config: ConfigDict, learning_rate: Schedule) -> optax.GradientTransformation:
+    """Build `sgd` with Nesterov's momentum, as PyTorch's `SGD(nesterov=True)`."""
+    descent = optax.sgd(learning_rate, momentum=config.momentum, nesterov=True)
+    return optax.chain(_add_weight_decay(config), descent)
+
+
+def adam(config: ConfigDict, learning_rate: Schedule) -> optax.GradientTransformation:
+    """Build Adam; weight decay is added to the gradient, as in PyTorch's `Adam`.
+
+    Source: Kingma and Ba, Adam, 2015; d2l 12.10.
+    """
+    return optax.chain(_add_weight_decay(config), optax.adam(learning_rate))
+
+
+def adamw(config: ConfigDict, learning_rate: Schedule) -> optax.GradientTransformation:
+    """Build Adam with decoupled weight decay: the rate times the decay, off each parameter.
+
+    Source: Loshchilov and Hutter, Decoupled weight decay regularization, 2019.
+    """
+    decay, mask = config.weight_decay, _decayed(config)
+    return optax.adamw(learning_rate, weight_decay=decay, mask=mask)
+
+
+def muon(config: ConfigDict, learning_rate: Schedule) -> optax.GradientTransformation:
+    """Build Muon: each kernel moves by an orthogonal matrix, all else as by Adam.
+
+    A kernel [h, w, I, O] counts as a matrix [h w I, O]. Momentum is Nesterov's, Adam's too, and
+    weight decay decoupled. One rate serves both: updates of a matrix are as large as Adam's.
+
+    Source: Jordan et al., Muon, 2024; Liu et al., Muon is scalable for LLM training, 2025.
+    """
+    from optax import contrib  # here, as it is slow to import
+
+    return contrib.muon(
+        learning_rate,
+        beta=config.momentum,
+        weight_decay=config.weight_decay,
+        adam_weight_decay=config.weight_decay if config.weight_decay_on == "all" else 0.0,
+        muon_weight_dimension_numbers=_matrices,
+        consistent_rms=0.2,
     )
 
 
 # `config.schedule` -> function (config, num_steps) that returns the learning rate, or a function
-# of the step that does (an Optax schedule). num_steps: optimizer steps of the whole run; a schedule
-# that depends on it changes if the run is resumed with another `num_epochs`.
-SCHEDULES: dict[str, Callable[[ConfigDict, int], Schedule]] = {"constant": constant}
+# of the step that does (an Optax schedule). num_steps: optimizer steps after the warm-up, from
+# whose end the function's steps count. A schedule that depends on it cannot be resumed with another
+# `num_epochs`.
+SCHEDULES: dict[str, Callable[[ConfigDict, int], Schedule]] = {
+    "constant": constant,
+    "cosine": cosine,
+    "linear": linear,
+    "steps": steps,
+    "one_cycle": one_cycle,
+}
 
 # `config.optimizer` -> function (config, learning_rate) that returns an Optax transformation.
 # learning_rate: what the schedule returned; Optax's optimizers take both kinds.
-OPTIMIZERS: dict[str, Callable[[ConfigDict, Schedule], optax.GradientTransformation]] = {"sgd": sgd}
+OPTIMIZERS: dict[str, Callable[[ConfigDict, Schedule], optax.GradientTransformation]] = {
+    "sgd": sgd,
+    "nesterov": nesterov,
+    "adam": adam,
+    "adamw": adamw,
+    "muon": muon,
+}
+_OWN = SCHEDULES | OPTIMIZERS
+
+# Settings that only some entries use: the setting, what it is where it does nothing, whose it is.
+_USERS = (
+    ("rate_steps", (), "schedule", ("steps",)),
+    ("final_rate", 0.0, "schedule", ("cosine", "linear")),
+    ("momentum", 0.0, "optimizer", ("sgd", "nesterov", "muon")),
+)
+_NEEDS = (("schedule", "steps", "rate_steps"), ("optimizer", "nesterov", "momentum"))
 
 
-def check_names(config: ConfigDict) -> None:
-    """Check that `config.optimizer` and `config.schedule` are names of the tables.
+def check_recipe(config: ConfigDict) -> None:
+    """Check that optimizer and schedule are names of the tables, with the settings that they use.
 
     Raises:
-        ConfigError: with the names that are.
+        ConfigError: with the names that are, or the setting.
     """
     check_choice("optimizer", config.optimizer, OPTIMIZERS)
     check_choice("schedule", config.schedule, SCHEDULES)
+    for key, unused, of, users in _USERS:
+        word = config[of]
+        if config[key] != unused and word not in users and _is_own(word):
+            raise ConfigError(
+                f"config.{key} is {config[key]}, but {of} {word!r} has none; leave it at "
+                f"{unused!r}, or choose {of} {' or '.join(map(repr, users))}"
+            )
+    for of, word, key in _NEEDS:
+        if config[of] == word and _is_own(word) and not config[key]:
+            raise ConfigError(f"config.{of} is {word!r}, which needs config.{key}; give it")
+    if config.schedule == "one_cycle" and config.warmup_epochs:
+        raise ConfigError(
+            f"config.warmup_epochs is {config.warmup_epochs}, but schedule 'one_cycle' has its own "
+            "warm-up; leave it at 0.0"
+        )
+
+
+def create_schedule(config: ConfigDict, num_steps: int) -> Schedule:
+    """Build the learning rate that `config.schedule` and `config.warmup_epochs` ask for.
+
+    Args:
+        config: see `jaxcnn.get_default_config`.
+        num_steps: optimizer steps of the whole run.
+
+    Returns:
+        A number, or a function from the step to one.
+
+    Raises:
+        ConfigError: if an entry of the table does not take its arguments, or returns something
+            else.
+
+    >>> from jaxcnn.config import get_default_config
+    >>> config = get_default_config()
+    >>> config.update(schedule="linear", warmup_epochs=2.0)
+    >>> schedule = create_schedule(config, num_steps=40)
+    >>> [round(float(schedule(step)), 3) for step in (0, 4, 8, 24, 40)]
+    [0.0, 0.05, 0.1, 0.05, 0.0]
+    """
+    warmup = round(config.warmup_epochs * num_steps / config.num_epochs)
+    call = f"jaxcnn.train.SCHEDULES[{config.schedule!r}](config, num_steps)"
+    rate = call_entry(SCHEDULES[config.schedule], call, config, num_steps - warmup)
+    check_learning_rate(rate, call)
+    if not warmup:
+        return rate
+    schedule = rate if callable(rate) else optax.constant_schedule(rate)
+    rise = optax.linear_schedule(0.0, float(schedule(0)), warmup)
+    return optax.join_schedules([rise, schedule], [warmup])
 
 
 def create_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransformation:
-    """Build the optimizer that `config.optimizer` and `config.schedule` name.
+    """Build the optimizer that `config.optimizer`, `config.schedule` and `config.clip_norm` name.
 
     Args:
         config: see `jaxcnn.get_default_config`.
@@ -72,9 +221,7 @@ def create_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransf
     >>> float(updates)
     -0.2
     """
-    call = f"jaxcnn.train.SCHEDULES[{config.schedule!r}](config, num_steps)"
-    learning_rate = call_entry(SCHEDULES[config.schedule], call, config, num_steps)
-    check_learning_rate(learning_rate, call)
+    learning_rate = create_schedule(config, num_steps)
     call = f"jaxcnn.train.OPTIMIZERS[{config.optimizer!r}](config, learning_rate)"
     optimizer = call_entry(OPTIMIZERS[config.optimizer], call, config, learning_rate)
     if not is_optimizer(optimizer):
@@ -82,4 +229,51 @@ def create_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransf
             f"{call} returns a {type(optimizer).__name__}; it must return an "
             "optax.GradientTransformation, as optax.sgd(learning_rate)"
         )
-    return optimizer
+    if not config.clip_norm:
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+
+
+def learning_rates(config: ConfigDict, num_steps: int) -> np.ndarray:
+    """Return the learning rate of every step of a run, float32 [num_steps].
+
+    >>> from jaxcnn.config import get_default_config
+    >>> learning_rates(get_default_config(), num_steps=3)
+    array([0.1, 0.1, 0.1], dtype=float32)
+    """
+    schedule = create_schedule(config, num_steps)
+    if not callable(schedule):
+        return np.full(num_steps, schedule, np.float32)
+    rates = jax.jit(jax.vmap(lambda step: jnp.asarray(schedule(step), jnp.float32)))
+    return np.asarray(rates(jnp.arange(num_steps)))
+
+
+def _is_own(word: str) -> bool:
+    return (SCHEDULES | OPTIMIZERS).get(word) is _OWN.get(word)
+
+
+def _add_weight_decay(config: ConfigDict) -> optax.GradientTransformation:
+    if not config.weight_decay:
+        return optax.identity()
+    return optax.add_decayed_weights(config.weight_decay, _decayed(config))
+
+
+def _decayed(config: ConfigDict) -> Callable[[Any], Any] | None:
+    """Return what tells the parameters that decay; None for all."""
+    return None if config.weight_decay_on == "all" else _are_kernels
+
+
+def _are_kernels(params: Any) -> Any:
+    """Return a tree of whether each parameter is a kernel, rather than a bias or BatchNorm's."""
+    return jax.tree.map(lambda x: jnp.ndim(x) > 1, params)
+
+
+def _matrices(params: Any) -> Any:
+    """Return which axes of each parameter are a matrix's rows and columns; None if it is none."""
+    from optax import contrib
+
+    def axes(x: jax.Array) -> Any:
+        last = jnp.ndim(x) - 1
+        return contrib.MuonDimensionNumbers(tuple(range(last)), last) if last > 0 else None
+
+    return jax.tree.map(axes, params)

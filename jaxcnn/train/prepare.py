@@ -1,27 +1,31 @@
 """From a config to all that training needs: devices, data, model, optimizer and state."""
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from jaxcnn.config import DTYPES, check_batches, check_values, validate_config
-from jaxcnn.data import Dataset, check_dataset, load_dataset, preprocess
+from jaxcnn.config import DTYPES, check_batches, check_values, to_settings, validate_config
+from jaxcnn.data import DATASETS, Dataset, check_dataset, load_dataset, preprocess
+from jaxcnn.data.augment import parse_augmentation, parse_mixing
 from jaxcnn.data.pipeline import batch_sizes, epoch_sizes
 from jaxcnn.errors import ConfigError
 from jaxcnn.keys import Purpose, derive_key
 from jaxcnn.models import MODELS, describe_model, is_own_model
 from jaxcnn.registry import call_entry
-from jaxcnn.train.optim import check_names, create_optimizer
+from jaxcnn.train.optim import check_recipe, create_optimizer, learning_rates
 from jaxcnn.train.parallel import DataParallel
 from jaxcnn.train.protocol import (
     check_augmentation,
     check_augmented_range,
+    check_mixing,
     check_model,
     check_optimizer,
     set_axis_name,
@@ -42,7 +46,8 @@ class Setup:
         optimizer: created the state.
         state: to start from, on the devices; training donates it.
         settings: the config as a dict, for the record: an object that was given replaces the
-            config's word, as in {"model": "object ResNet"}.
+            config's word, as in {"model": "object ResNet"}, and `num_classes` 0 is replaced by the
+            number that it stands for.
     """
 
     config: ConfigDict
@@ -68,6 +73,37 @@ class Setup:
     def num_steps(self) -> int:
         """Steps of the whole run."""
         return self.config.num_epochs * self.steps_per_epoch
+
+    @property
+    def num_logits(self) -> int:
+        """Logits of the model, at least as many as there are classes."""
+        return _count_logits(self.model, self.state, self.facts()["image_shape"])
+
+    def check_resumed(self, before: dict[str, Any]) -> None:
+        """Check that the steps of the earlier run would be the same in this one.
+
+        Args:
+            before: the recorded settings, which differ at most in those that may change.
+
+        Raises:
+            ConfigError: if a schedule would have taken other rates.
+        """
+        if self.settings["optimizer"] != self.config.optimizer:
+            return  # an object, which has its own schedule
+        epochs = before["num_epochs"], self.config.num_epochs
+        rates = [self._rates(num_epochs) for num_epochs in epochs]
+        shared = min(map(len, rates))
+        if not np.array_equal(rates[0][:shared], rates[1][:shared]):
+            raise ConfigError(
+                f"config.num_epochs was {epochs[0]} and is {epochs[1]}, which changes the rates "
+                f"of schedule {self.config.schedule!r} in the epochs that are over; give another "
+                f"--workdir, or --config.num_epochs={epochs[0]}"
+            )
+
+    def _rates(self, num_epochs: int) -> np.ndarray:
+        config = self.config.copy_and_resolve_references()
+        config.num_epochs = num_epochs
+        return learning_rates(config, num_epochs * self.steps_per_epoch)
 
     def digests(self) -> dict[str, str]:
         """Return the SHA-256 of each split of the data."""
@@ -128,7 +164,7 @@ def prepare(
     else:
         check_values(config)
     if optimizer is None:
-        check_names(config)
+        check_recipe(config)
     settings = _settings(config, model, optimizer, train, test if has_test else train)
     train, test = _load_data(config, train, test, has_test)
     parallel = DataParallel(config.num_devices)
@@ -136,6 +172,7 @@ def prepare(
     check_batches(config.batch_size, len(train.labels), num_devices, config.last_batch)
     image_shape = (config.image_size, config.image_size, train.images.shape[3])
     num_classes, dtype = len(train.class_names), DTYPES[config.dtype]
+    settings["num_classes"] = config.num_classes or num_classes
     needs_check = model is not None or not is_own_model(config.model)
     if model is None:
         model = _create_model(config, num_classes, settings["dataset"])
@@ -144,7 +181,12 @@ def prepare(
     _check_augmentation(config, train, image_shape, num_devices)
     model = set_axis_name(model, parallel.axis_name)
     create_state = partial(
-        create_train_state, model, image_shape=image_shape, seed=config.seed, dtype=dtype
+        create_train_state,
+        model,
+        image_shape=image_shape,
+        seed=config.seed,
+        dtype=dtype,
+        keep_ema=config.ema_decay > 0,
     )
     if optimizer is None:
         num_steps = config.num_epochs * _steps_per_epoch(config, train)
@@ -159,7 +201,7 @@ def _settings(config: ConfigDict, model: Any, optimizer: Any, train: Any, test: 
         return config[key] if given is None else f"object {type(given).__name__}"
 
     datasets = dict.fromkeys(word("dataset", given) for given in (train, test))
-    return config.to_dict() | {
+    return to_settings(config) | {
         "model": word("model", model),
         "optimizer": word("optimizer", optimizer),
         "dataset": ", ".join(datasets),
@@ -174,7 +216,9 @@ def _load_data(
     def load(split: str, given: Any, limit: int) -> Dataset:
         if given is not None:
             return check_dataset(given, split).first(limit)
-        return load_dataset(config.dataset, split, config.data_dir, config.data_source).first(limit)
+        return load_dataset(
+            config.dataset, split, config.data_dir, config.data_source, config.image_size
+        ).first(limit)
 
     train = load("train", train, config.max_train_examples)
     if not has_test:
@@ -199,34 +243,51 @@ def _size(dataset: Dataset) -> str:
 
 def _create_model(config: ConfigDict, num_classes: int, dataset: str) -> nn.Module:
     """Build the model that the config names."""
-    if config.num_classes < num_classes:
-        raise ConfigError(
-            f"config.num_classes is {config.num_classes}, but {dataset} has {num_classes} classes; "
-            "give at least that many"
-        )
+    _check_num_classes(config.num_classes, num_classes, dataset)
     return call_entry(
         MODELS[config.model],
         f"jaxcnn.MODELS[{config.model!r}](num_classes=..., dtype=..., implementation=...)",
-        num_classes=config.num_classes,
+        num_classes=config.num_classes or num_classes,
         dtype=DTYPES[config.dtype],
         implementation=config.implementation or None,
     )
 
 
+def _check_num_classes(given: int, num_classes: int, dataset: str) -> None:
+    """Check that there is a logit for each class; those of one's own files take no more."""
+    is_registered = dataset in DATASETS or "object " in dataset
+    if given and (given < num_classes or (given > num_classes and not is_registered)):
+        accepted = "at least that many" if is_registered else "that many"
+        raise ConfigError(
+            f"config.num_classes is {given}, but {dataset} has {num_classes} classes; give "
+            f"{accepted}, or 0"
+        )
+
+
 def _check_augmentation(
     config: ConfigDict, train: Dataset, image_shape: tuple[int, int, int], num_devices: int
 ) -> None:
-    """Check what the augmentation makes of each size of batch, and of the first images."""
-    name, dtype = config.augmentation, DTYPES[config.dtype]
-    if name == "none":
+    """Check what the augmentation makes of the first images, and mixing of each size of batch."""
+    dtype = DTYPES[config.dtype]
+    for name, function in parse_augmentation(config.augmentation):
+        check_augmentation(name, function, jax.ShapeDtypeStruct(image_shape, dtype))
+        images = preprocess(jnp.asarray(train.images[:32]), config.image_size, dtype)
+        keys = jax.random.split(derive_key(config.seed, Purpose.AUGMENT), len(images))
+        check_augmented_range(name, function, keys, images)
+    mixing = parse_mixing(config.mixing)
+    if mixing is None:
         return
-    sizes = batch_sizes(len(train.labels), config.batch_size, config.last_batch)
-    shapes = [(size // num_devices, *image_shape) for size in sizes]
-    for shape in shapes:
-        check_augmentation(name, jax.ShapeDtypeStruct(shape, dtype))
-    images = jnp.asarray(train.images[: shapes[0][0]])
-    key = derive_key(config.seed, Purpose.AUGMENT)
-    check_augmented_range(name, key, preprocess(images, config.image_size, dtype))
+    for size in batch_sizes(len(train.labels), config.batch_size, config.last_batch):
+        shape, targets = (size // num_devices, *image_shape), (size // num_devices, 2)
+        check_mixing(
+            *mixing, jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(targets, dtype)
+        )
+
+
+def _count_logits(model: nn.Module, state: TrainState, image_shape: Sequence[int]) -> int:
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    apply = partial(set_axis_name(model, None).apply, train=False)
+    return jax.eval_shape(apply, state.current, images).shape[-1]
 
 
 def _epoch_sizes(config: ConfigDict, train: Dataset) -> tuple[int, int]:

@@ -17,9 +17,11 @@ import numpy as np
 from jax import lax
 
 from jaxcnn.config import DTYPES
-from jaxcnn.data import AUGMENTATIONS, Dataset, epoch_batches, preprocess
+from jaxcnn.data import Dataset, epoch_batches, preprocess
+from jaxcnn.data.augment import parse_augmentation, parse_mixing
 from jaxcnn.keys import Purpose, derive_key
 from jaxcnn.ops import cpu
+from jaxcnn.train.loss import create_loss
 from jaxcnn.train.metrics import Metrics
 from jaxcnn.train.prepare import Setup
 from jaxcnn.train.protocol import set_axis_name
@@ -61,6 +63,9 @@ class Programs:
         self._counts = parallel.replicate(
             tuple(jnp.asarray(n, jnp.int32) for n in range(self.max_steps + 1))
         )
+        self._loss = create_loss(config, setup.train, setup.num_logits)
+        self._augmentations = [function for _, function in parse_augmentation(config.augmentation)]
+        self._mixing = parse_mixing(config.mixing)
         self._permute = jax.jit(epoch_batches, static_argnums=(2, 3, 4))
         start = time.perf_counter()
         self._epoch, self._train_batches = 0, self._shard_epoch(0)
@@ -169,12 +174,14 @@ class Programs:
         # A last batch of another size is row 0 of an array of its own.
         position = jnp.minimum(state.step % setup.steps_per_epoch, batches.shape[0] - 1)
         images, labels = self._batch(data, batches[position])
+        images = self._augment(images, batches[position], state.step)
         return train_step(
             state,
-            self._augment(images, state.step),
-            labels,
+            *self._mix(images, labels, state.step),
             model=setup.model,
             optimizer=setup.optimizer,
+            loss=self._loss,
+            ema_decay=setup.config.ema_decay,
             seed=setup.config.seed,
             axis_name=setup.parallel.axis_name,
         )
@@ -189,7 +196,12 @@ class Programs:
         batches: jax.Array,
     ) -> tuple[Metrics, jax.Array]:
         """Add the metrics of the next `count` of `batches`, int32 [S, B], -1 for padding."""
-        step = partial(eval_step, model=self._setup.model, axis_name=self._setup.parallel.axis_name)
+        step = partial(
+            eval_step,
+            model=self._setup.model,
+            test_augmentation=self._setup.config.test_augmentation,
+            axis_name=self._setup.parallel.axis_name,
+        )
 
         def add_batch(_: int | jax.Array, carry: tuple[Metrics, jax.Array]):
             total, position = carry
@@ -208,13 +220,30 @@ class Programs:
         labels = jnp.take(data.labels, indices, axis=0, mode="clip")
         return preprocess(images, config.image_size, DTYPES[config.dtype]), labels
 
-    def _augment(self, images: jax.Array, step: jax.Array) -> jax.Array:
-        """Augment a training batch, with random numbers that depend on (seed, step, device)."""
-        config, axis_name = self._setup.config, self._setup.parallel.axis_name
-        if config.augmentation == "none":
-            return images  # a loop would derive a key at every step, although nothing uses it
-        key = derive_key(config.seed, Purpose.AUGMENT, step, axis_name)
-        return AUGMENTATIONS[config.augmentation](key, images)
+    def _augment(self, images: jax.Array, indices: jax.Array, step: jax.Array) -> jax.Array:
+        """Augment a training batch, with random numbers that depend on (seed, step, example)."""
+        if not self._augmentations:
+            return images  # a loop would derive keys at every step, although nothing uses them
+        key = derive_key(self._setup.config.seed, Purpose.AUGMENT, step)
+
+        def augment(index: jax.Array, image: jax.Array) -> jax.Array:
+            keys = jax.random.split(jax.random.fold_in(key, index), len(self._augmentations))
+            for key_of_one, function in zip(keys, self._augmentations, strict=True):
+                image = function(key_of_one, image)
+            return image
+
+        return jax.vmap(augment)(indices, images)
+
+    def _mix(
+        self, images: jax.Array, labels: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Mix the images of a batch, with random numbers that depend on (seed, step, device)."""
+        if self._mixing is None:
+            return images, labels
+        setup = self._setup
+        key = derive_key(setup.config.seed, Purpose.MIX, step, setup.parallel.axis_name)
+        targets = jax.nn.one_hot(labels, setup.num_logits, dtype=images.dtype)
+        return self._mixing[1](key, images, targets)
 
 
 def _default_steps(setup: Setup) -> int:

@@ -18,7 +18,6 @@ import optax
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from jaxcnn.data import AUGMENTATIONS
 from jaxcnn.errors import ConfigError, first_line
 from jaxcnn.train.state import TrainState, create_train_state, is_optimizer
 from jaxcnn.train.trees import first_difference, shapes_by_name
@@ -172,45 +171,69 @@ def check_optimizer(optimizer: optax.GradientTransformation, params: Any) -> Non
     _check_kept(f"{name} changes its state", state, new_state)
 
 
-def check_augmentation(name: str, images: jax.ShapeDtypeStruct) -> None:
-    """Check that an entry of `jaxcnn.data.AUGMENTATIONS` keeps the shape and dtype of its images.
+def check_augmentation(name: str, function: Callable, image: jax.ShapeDtypeStruct) -> None:
+    """Check that an augmentation keeps the shape and dtype of its image.
 
     Args:
-        name: of the entry.
-        images: shape and dtype of a batch, or of the part of it that one device has.
+        name: of the entry of `jaxcnn.data.AUGMENTATIONS`.
+        function: of (key, image).
+        image: shape and dtype of one image.
 
     Raises:
         ConfigError: one line that says what does not hold.
 
-    >>> check_augmentation("none", jax.ShapeDtypeStruct((2, 28, 28, 1), jnp.float32))
+    >>> from jaxcnn.data.augment import flip
+    >>> check_augmentation("flip", flip, jax.ShapeDtypeStruct((28, 28, 1), jnp.float32))
     """
-    call = f"jaxcnn.data.AUGMENTATIONS[{name!r}](key, images)"
-    augmented = _trace(call, AUGMENTATIONS[name], jax.random.key(0), images)
-    if _describe(augmented) != _describe(images):
+    call = f"jaxcnn.data.AUGMENTATIONS[{name!r}](key, image)"
+    augmented = _trace(call, function, jax.random.key(0), image)
+    if _describe(augmented) != _describe(image):
         raise ConfigError(
-            f"{call} returns {_describe(augmented)} for images {_describe(images)}; it must return "
-            "images of the same shape and dtype"
+            f"{call} returns {_describe(augmented)} for an image {_describe(image)}; it must "
+            "return an image of the same shape and dtype"
         )
 
 
-def check_augmented_range(name: str, key: jax.Array, images: jax.Array) -> None:
+def check_augmented_range(
+    name: str, function: Callable, keys: jax.Array, images: jax.Array
+) -> None:
     """Check that an augmentation leaves images near [0, 1], in which evaluation sees them.
 
     Args:
         name: of the entry.
-        key: to augment with.
+        function: of (key, image).
+        keys: to augment with, [N].
         images: floating point [N, H, W, C], in [0, 1].
 
     Raises:
         ConfigError: if a number is NaN or beyond 10.
     """
-    augmented = jax.jit(AUGMENTATIONS[name])(key, images)
+    augmented = jax.jit(jax.vmap(function))(keys, images)
     low, high = float(augmented.min()), float(augmented.max())
     if not -10 <= low <= high <= 10:  # true for nan as well
         raise ConfigError(
             f"jaxcnn.data.AUGMENTATIONS[{name!r}] returns {low:g} to {high:g} for the first images "
             "of the training set; it must leave them near [0, 1]"
         )
+
+
+def check_mixing(
+    name: str, function: Callable, images: jax.ShapeDtypeStruct, targets: jax.ShapeDtypeStruct
+) -> None:
+    """Check that a function that mixes images and labels keeps their shapes and dtypes.
+
+    Args:
+        name: of the entry of `jaxcnn.data.MIXINGS`.
+        function: of (key, images, targets).
+        images: shape and dtype of a batch, or of the part of it that one device has.
+        targets: shape and dtype of its labels, as probabilities.
+
+    Raises:
+        ConfigError: one line that says what does not hold.
+    """
+    call = f"jaxcnn.data.MIXINGS[{name!r}](key, images, targets)"
+    mixed = _trace(call, function, jax.random.key(0), images, targets)
+    _check_kept(f"{call} changes", (images, targets), mixed)
 
 
 def check_learning_rate(rate: Any, call: str) -> None:

@@ -23,17 +23,27 @@ class TrainState(struct.PyTreeNode):
         params: the model's parameters.
         batch_stats: BatchNorm's running averages; empty for a model without BatchNorm.
         opt_state: the optimizer's state.
+        ema: a moving average of `current`, or empty if none is kept.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    ema: Any = struct.field(default_factory=dict)
+
+    @property
+    def current(self) -> dict[str, Any]:
+        """The variables after the last step, which training goes on with."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The variables to call the model with: `model.apply(state.variables, images)`."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """The variables to call the model with: `model.apply(state.variables, images)`.
+
+        They are the moving average if one is kept, else the current ones.
+        """
+        return self.ema or self.current
 
 
 def create_train_state(
@@ -42,6 +52,7 @@ def create_train_state(
     image_shape: tuple[int, int, int],
     seed: int = 0,
     dtype: DTypeLike = jnp.float32,
+    keep_ema: bool = False,
 ) -> TrainState:
     """Initialize a model and its optimizer.
 
@@ -52,6 +63,7 @@ def create_train_state(
         seed: of the weights.
         dtype: of the parameters and running averages; one less precise than float32 counts as
             float32.
+        keep_ema: whether to keep a moving average of the weights; see `jaxcnn.train.train_step`.
 
     Raises:
         ValueError: if the optimizer has no init and update, as `optax.sgd` without its rate, or
@@ -72,12 +84,13 @@ def create_train_state(
             model.init(key, images, train=False),
         )
         params = variables["params"]
-        return TrainState(
+        state = TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             batch_stats=variables.get("batch_stats", {}),
             opt_state=optimizer.init(params),
         )
+        return state.replace(ema=state.current) if keep_ema else state
 
     return jax.jit(init)()
 

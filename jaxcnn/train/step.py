@@ -1,5 +1,7 @@
 """One step of training and of evaluation: pure functions of a state and a batch."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +11,8 @@ from flax import linen as nn
 from jax import lax
 
 from jaxcnn.keys import Purpose, derive_key
-from jaxcnn.ops.sharding import on_explicit_mesh, vary_over
+from jaxcnn.ops.sharding import vary_over
+from jaxcnn.train.loss import Loss, cross_entropy
 from jaxcnn.train.metrics import Metrics
 from jaxcnn.train.state import TrainState
 
@@ -21,10 +24,12 @@ def train_step(
     *,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
+    loss: Loss = cross_entropy,
+    ema_decay: float = 0.0,
     seed: int = 0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Take one optimizer step on the mean cross-entropy of a batch.
+    """Take one optimizer step on the mean loss of a batch.
 
     Meant to be compiled: bind the keyword arguments with `functools.partial` and wrap the result in
     `jax.jit` (or `jax.pmap`, with `axis_name`), as in the example. Donate the state, whose memory
@@ -33,10 +38,13 @@ def train_step(
     Args:
         state: before the step.
         images: floating point [N, H, W, C], as `jaxcnn.data.preprocess` returns them; N at least 1.
-        labels: integers [N], from 0 to the number of logits less 1. Shapes and dtypes are checked,
-            values cannot be while compiled: a label out of range makes the loss NaN.
+        labels: integers [N], from 0 to the number of logits less 1, or floating point [N, K], a
+            probability for each class. Shapes and dtypes are checked, values cannot be while
+            compiled: an integer out of range makes the loss NaN.
         model: maps images to logits; built with the same `axis_name`.
         optimizer: the one that the state was created with.
+        loss: maps logits [N, K] and labels to the loss of each example [N].
+        ema_decay: of the moving average in `state.ema`, if there is one; see `update_ema`.
         seed: of dropout, whose masks depend on (seed, step).
         axis_name: mapped axis that the batch is split over; gradients are averaged over it and
             metrics summed. None on one device.
@@ -59,7 +67,7 @@ def train_step(
     >>> int(state.step), int(metrics.count)
     (1, 4)
     """
-    _check_batch(images, labels)
+    _check_batch(images, labels, may_be_probabilities=True)
     if images.shape[0] == 0:
         raise ValueError("train_step takes at least one image, got none: there is no mean loss")
     if state.batch_stats and getattr(model, "axis_name", axis_name) != axis_name:
@@ -77,12 +85,13 @@ def train_step(
             mutable=["batch_stats"],
             rngs={"dropout": key},
         )
-        losses = _cross_entropy(logits, labels)
+        losses = loss(logits, labels)
         return losses.mean(), (losses, logits, updates.get("batch_stats", {}))
 
     params = vary_over(state.params, axis_name)
     grads, (losses, logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(params)
-    metrics = Metrics.from_batch(losses, logits, labels, jnp.ones_like(losses))
+    classes = labels if labels.ndim == 1 else labels.argmax(axis=-1)
+    metrics = Metrics.from_batch(losses, logits, classes, jnp.ones_like(losses))
     if axis_name is not None:
         grads = lax.pmean(grads, axis_name)
         metrics = lax.psum(metrics, axis_name)
@@ -92,8 +101,33 @@ def train_step(
         params=optax.apply_updates(state.params, updates),
         batch_stats=batch_stats,
         opt_state=opt_state,
+        ema=state.ema,
     )
-    return state, metrics
+    return update_ema(state, ema_decay), metrics
+
+
+def update_ema(state: TrainState, decay: float) -> TrainState:
+    """Let the moving average of the weights follow them; a state without one stays as it is.
+
+    BatchNorm's running averages are averaged likewise. Early in a run the decay is smaller: at most
+    (1 + step) / (10 + step), so that where the run began is soon forgotten.
+
+    Args:
+        state: after an optimizer step.
+        decay: share of the average that a step keeps.
+
+    Source: Polyak and Juditsky, Acceleration of stochastic approximation by averaging, 1992; the
+    smaller decay is that of TensorFlow's `ExponentialMovingAverage`.
+    """
+    if not state.ema:
+        return state
+    step = state.step.astype(jnp.float32)
+    moves = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+
+    def follow(average: jax.Array, x: jax.Array) -> jax.Array:
+        return average + moves.astype(x.dtype) * (x - average)
+
+    return state.replace(ema=jax.tree.map(follow, state.ema, state.current))
 
 
 def eval_step(
@@ -103,19 +137,23 @@ def eval_step(
     weights: jax.Array | None = None,
     *,
     model: nn.Module,
+    test_augmentation: str = "none",
     axis_name: str | None = None,
 ) -> Metrics:
     """Evaluate a batch, with BatchNorm's running averages and without dropout.
 
+    If the state has a moving average of the weights, that is evaluated.
+
     Meant to be compiled, as `train_step` is; the state is not to be donated.
 
     Args:
-        state: whose parameters and running averages to use.
+        state: whose variables to use.
         images: floating point [N, H, W, C].
         labels: integers [N]; see `train_step`.
         weights: [N], 1 for an example and 0 for padding, whose image and label may be anything;
             None if there is no padding.
         model: maps images to logits.
+        test_augmentation: see `predict_logits`.
         axis_name: mapped axis that the batch is split over; metrics are summed over it. None on one
             device.
 
@@ -136,15 +174,35 @@ def eval_step(
     3
     """
     _check_batch(images, labels)
-    logits = model.apply(state.variables, images, train=False)
-    losses = _cross_entropy(logits, labels)
+    logits = predict_logits(model, state.variables, images, test_augmentation)
+    losses = cross_entropy(logits, labels)
     if weights is None:
         weights = jnp.ones_like(losses)
     metrics = Metrics.from_batch(losses, logits, labels, weights)
     return metrics if axis_name is None else lax.psum(metrics, axis_name)
 
 
-def _check_batch(images: jax.Array, labels: jax.Array) -> None:
+def predict_logits(
+    model: nn.Module, variables: Any, images: jax.Array, test_augmentation: str = "none"
+) -> jax.Array:
+    """Return the logits of images, without training anything.
+
+    Args:
+        model: maps images to logits.
+        variables: of the model.
+        images: floating point [N, H, W, C].
+        test_augmentation: 'none', or 'flip' for the mean of each image's logits and its mirror's.
+
+    Returns:
+        Floating point [N, K].
+    """
+    apply: Callable[[jax.Array], Any] = partial(model.apply, variables, train=False)
+    if test_augmentation == "none":
+        return apply(images)
+    return (apply(images) + apply(images[:, :, ::-1])) / 2
+
+
+def _check_batch(images: jax.Array, labels: jax.Array, may_be_probabilities: bool = False) -> None:
     """Refuse what broadcasting and promotion would accept; while tracing, so at no cost."""
     for name, array in (("images", images), ("labels", labels)):
         if not hasattr(array, "dtype"):
@@ -154,22 +212,11 @@ def _check_batch(images: jax.Array, labels: jax.Array) -> None:
             f"images must be floating point [N, H, W, C], got {images.dtype} {list(images.shape)}; "
             "jaxcnn.data.preprocess scales uint8 images to [0, 1]"
         )
+    is_floating = jnp.issubdtype(labels.dtype, jnp.floating) and labels.ndim == 2
+    if may_be_probabilities and is_floating and labels.shape[0] == images.shape[0]:
+        return
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != images.shape[:1]:
         raise ValueError(
             f"labels must be integers [{images.shape[0]}], one for each image, got {labels.dtype} "
             f"{list(labels.shape)}"
         )
-
-
-def _cross_entropy(logits: Any, labels: jax.Array) -> jax.Array:
-    """Return the cross-entropy of each example [N], computed in float32 at least.
-
-    It is NaN where a label is no class. Optax sees to those beyond the last; a negative one it
-    would count from the end, so that becomes one beyond the last.
-    """
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    if jnp.issubdtype(labels.dtype, jnp.signedinteger):
-        labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # holds any class
-        labels = jnp.where(labels < 0, logits.shape[-1], labels)
-    losses = optax.softmax_cross_entropy_with_integer_labels
-    return on_explicit_mesh(losses, like=lambda logits, labels: logits.max(axis=-1))(logits, labels)

@@ -319,7 +319,10 @@ class CheckpointWriter(Checkpoints):
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
-    return {name: getattr(state, name) for name in state.__dataclass_fields__}
+    fields = {name: getattr(state, name) for name in state.__dataclass_fields__}
+    if not state.ema:
+        del fields["ema"]  # as in the checkpoints of before there was one
+    return fields
 
 
 def _read_progress(path: Path) -> Progress:

@@ -11,6 +11,7 @@ from jaxcnn.train.record.display import Display, Means, format_means
 from jaxcnn.train.record.logs import Row
 
 _SECONDS = 0.5  # between two changes of the line within an epoch
+_DRAW_SECONDS = 0.2  # what drawing takes, until it is known
 _DRAW_SHARE = 0.1  # most of the time of a run that drawing its curves may take
 
 
@@ -38,7 +39,7 @@ class NotebookDisplay(Display):
         super().__init__(num_steps, num_epochs)
         self._rows: list[Row] = []
         self._handles: dict[str, Any] = {}
-        self._is_drawn, self._draw_time, self._draw_seconds = True, 0.0, 0.0
+        self._is_drawn, self._draw_time, self._draw_seconds = True, 0.0, _DRAW_SECONDS
 
     def step(self, epoch: int, step: int, rate: float, means: Means) -> None:
         """Show the latest step whose metrics are known."""
@@ -57,8 +58,7 @@ class NotebookDisplay(Display):
         if time.monotonic() - self._draw_time > self._draw_seconds / _DRAW_SHARE:
             self._draw()
         results = (f"{name} {format_means(x)}" for name, x in splits.items() if x)
-        start = f"epoch {epoch}/{self._num_epochs}  step {step}"
-        self._show_line("  ".join([start, *results, f"{rate:,.0f} images/s"]))
+        self._show_line("  ".join([f"epoch {epoch}/{self._num_epochs}", *results]))
 
     def __exit__(
         self,
@@ -71,11 +71,12 @@ class NotebookDisplay(Display):
         super().__exit__(kind, error, trace)
 
     def _draw(self) -> None:
-        start = time.monotonic()
+        is_first, start = "curves" not in self._handles, time.monotonic()
         png = base64.b64encode(curves_png(self._rows)).decode()
         self._show("curves", {"image/png": png, "text/plain": "loss and accuracy by epoch"})
         self._is_drawn, self._draw_time = True, time.monotonic()
-        self._draw_seconds = self._draw_time - start
+        if not is_first:  # which imports Matplotlib as well
+            self._draw_seconds = self._draw_time - start
 
     def _show_line(self, text: str) -> None:
         self._last_line = time.monotonic()

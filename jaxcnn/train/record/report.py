@@ -85,13 +85,13 @@ def _are_equal(one: Dataset, other: Dataset) -> bool:
     return np.array_equal(one.labels, other.labels) and np.array_equal(one.images, other.images)
 
 
-def resume_message(progress: Progress, step: int, num_epochs: int) -> str:
+def resume_message(progress: Progress, step: int, is_over: bool) -> str:
     """Return where a run resumes, or that it is complete.
 
-    >>> resume_message(Progress(epoch=1, position=3), step=11, num_epochs=2)
+    >>> resume_message(Progress(epoch=1, position=3), step=11, is_over=False)
     'resuming within epoch 2 (step 11)'
     """
-    if progress.epoch >= num_epochs:
+    if is_over:
         return f"already trained; nothing to do after epoch {progress.epoch} (step {step})"
     if progress.position:
         return f"resuming within epoch {progress.epoch + 1} (step {step})"

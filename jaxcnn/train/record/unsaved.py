@@ -33,7 +33,7 @@ class Unsaved:
         Raises:
             TrainingError: if a number in the state is not finite.
         """
-        check_finite_state(state.variables, int(state.step))
+        check_finite_state(state.current | {"ema": state.ema}, int(state.step))
         if row is not None:
             self._rows.append(row)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxcnn.config import get_default_config
+from jaxcnn.config import get_default_config, to_settings
 from jaxcnn.errors import ConfigError, TrainingError
 from jaxcnn.files import hold_lock, sync, write_atomically
 from jaxcnn.inspect import plot_curves
@@ -45,6 +45,8 @@ class Workdir:
         digests: SHA-256 of each split of the data.
         environment: of this start, for the record.
         facts: what else to record, such as the names of the classes: see `Setup.facts`.
+        check: called with the recorded settings of a run that is resumed; raises ConfigError if it
+            cannot go on with these.
 
     Attributes:
         changes: a line for each part of the environment that has changed since the last start.
@@ -60,6 +62,7 @@ class Workdir:
         digests: dict[str, str],
         environment: dict[str, Any],
         facts: dict[str, Any] | None = None,
+        check: Callable[[dict[str, Any]], None] = lambda settings: None,
     ):
         self.folder = Path(folder)
         self._open = contextlib.ExitStack()  # closes the lock and all that is open
@@ -77,7 +80,7 @@ class Workdir:
                 self._steps = JsonLines(self.folder / "steps.jsonl")
                 checkpoints = self.folder / FOLDER
                 if any(checkpoints.glob("[0-9]*")) or self._metrics.rows() or self._steps.rows():
-                    run["starts"] = self._check_same_run(run)
+                    run["starts"] = self._check_same_run(run, check)
                     self.changes = _changes(run["starts"], environment)
                 self._checkpoints = CheckpointWriter(checkpoints)  # once it is known to be ours
                 self._open.callback(self._checkpoints.close)
@@ -211,7 +214,9 @@ class Workdir:
                 "until it ends, or give another --workdir"
             ) from None
 
-    def _check_same_run(self, now: dict[str, Any]) -> list[dict[str, Any]]:
+    def _check_same_run(
+        self, now: dict[str, Any], check: Callable[[dict[str, Any]], None]
+    ) -> list[dict[str, Any]]:
         """Raise a ConfigError if the folder belongs to another run; return its earlier starts."""
         try:
             before = _read_record(self.folder)
@@ -221,16 +226,20 @@ class Workdir:
                 "not known whose they are; restore it, or give another --workdir"
             ) from error
         config, data, starts = before["config"], before["data"], before["starts"]
+        may_change = set(MAY_CHANGE)
+        if now["config"]["model"].startswith("object "):
+            may_change.add("num_classes")  # an object has the logits that it has
         changes = [
             f"{key} was {config.get(key)!r} and is {now['config'].get(key)!r}"
             for key in sorted(config.keys() | now["config"].keys())
-            if config.get(key) != now["config"].get(key) and key not in MAY_CHANGE
+            if config.get(key) != now["config"].get(key) and key not in may_change
         ]
         if changes:
             raise ConfigError(
                 f"the workdir {str(self.folder)!r} holds a run with other settings: "
                 f"{'; '.join(changes)}; give another --workdir or the same settings"
             )
+        check(config)
         if data != now["data"]:
             raise ConfigError(
                 f"the workdir {str(self.folder)!r} holds a run on other data (see its run.json), "
@@ -270,7 +279,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
 def _with_todays_keys(recorded: dict[str, Any]) -> dict[str, Any]:
     """Return recorded settings under their names of today, with defaults for newer keys."""
     renamed = {_RENAMED.get(key, key): value for key, value in recorded.items()}
-    return get_default_config().to_dict() | renamed
+    return to_settings(get_default_config()) | renamed
 
 
 def _changes(starts: list[dict[str, Any]], environment: dict[str, Any]) -> list[str]:

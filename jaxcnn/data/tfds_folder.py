@@ -1,0 +1,123 @@
+"""Image classification sets of TFDS that are prepared on disk, read without TensorFlow."""
+
+import os
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from jaxcnn.data.dataset import Dataset
+from jaxcnn.data.sources import (
+    Source,
+    Splits,
+    decode,
+    describe_flaws,
+    order_by_hash,
+    split_by_hash,
+)
+from jaxcnn.errors import ConfigError, DataError
+from jaxcnn.files import local_path
+
+_NAME = re.compile(r"([\w.-]+)(?:/([\w.-]+))?(?::(\d+\.\d+\.\d+))?")
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+_TEST_FRACTION = 0.2  # of a set that has no test split
+
+
+def open_tfds(
+    name: str, image_size: int | None = None, data_dir: str | Path | None = None
+) -> Source:
+    """Find a data set that TFDS has prepared; docs/data.md says how it is prepared.
+
+    Its splits `train` and `test` are taken, or `validation` if there is no `test`. Of a set that
+    has neither, a fifth of each class becomes the test set.
+
+    Args:
+        name: TFDS's, as 'cifar10', 'emnist/letters' (with a config) or 'cifar10:3.0.2' (with a
+            version; else the newest).
+        image_size: to cut pictures to squares of at most this side; see `from_folder`.
+        data_dir: TFDS's data directory; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+
+    Raises:
+        ConfigError: if the name is not of this form.
+        DataError: if the set is not there, or cannot be read.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ConfigError(
+            f"'tfds:{name}' is no name of TFDS's; accepted: tfds:NAME, tfds:NAME/CONFIG, and "
+            "either with :VERSION"
+        )
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"  # TFDS's own default
+    root = local_path(data_dir or default, "data_dir")
+    folder = root / match[1] / (match[2] or "")
+    prepared = _find_version(f"tfds:{name}", folder, match[3])
+    files = [(file.name, file) for file in sorted(prepared.iterdir()) if file.is_file()]
+    return Source(
+        f"tfds:{name}",
+        ("tfds", str(prepared.resolve()), image_size),
+        files,
+        [],
+        partial(_read, f"tfds:{name}", prepared, image_size),
+    )
+
+
+def _find_version(title: str, folder: Path, version: str | None) -> Path:
+    """Return the folder of a version, by default the newest."""
+    complete = [file.parent for file in folder.glob("*/dataset_info.json")]
+    versions = [each for each in complete if _VERSION.fullmatch(each.name)]
+    newest = sorted(versions, key=lambda each: [int(part) for part in each.name.split(".")])
+    if version is not None:
+        newest = [each for each in versions if each.name == version]
+    if newest:
+        return newest[-1]
+    if versions:
+        there = f"there are the versions {', '.join(each.name for each in versions)}"
+    elif configs := sorted({each.parents[1].name for each in folder.glob("*/*/dataset_info.json")}):
+        there = f"there are the configs {', '.join(configs)}: {title}/CONFIG"
+    else:
+        there = "docs/data.md says how to prepare it; data_dir= or $TFDS_DATA_DIR says where it is"
+    raise DataError(f"{title} is not prepared in {folder}; {there}")
+
+
+def _read(title: str, prepared: Path, image_size: int | None) -> tuple[Splits, list[str]]:
+    from jaxcnn.data import tfds_builder  # here: TFDS is slow to import, and rarely needed
+
+    class_names, splits = tfds_builder.open_prepared(prepared)
+    if "train" not in splits:
+        raise DataError(f"{title} has no split 'train', only {', '.join(splits)}")
+    held_out = next((split for split in ("test", "validation") if split in splits), None)
+    wanted = ["train"] + ([held_out] if held_out else [])
+    labels: list[int] = []
+    names = [f"{split} {i}" for split in wanted for i in range(len(splits[split]))]
+
+    def pictures() -> Iterator[tuple[str, bytes]]:
+        for split in wanted:
+            for content, label in tfds_builder.read_prepared(prepared, splits[split]):
+                labels.append(label)
+                yield names[len(labels) - 1], content
+
+    images = decode(title, pictures(), len(names), image_size)
+    array = np.array(labels, np.int32)
+    if held_out:
+        count = len(splits["train"])
+        parts: list = [slice(count), slice(count, None)]
+    else:
+        parts = _split(names, array)
+        names = [names[i] for part in parts for i in part]
+    made = Splits(*(Dataset(images[part], array[part], class_names) for part in parts))
+    return made, describe_flaws(title, made, names)
+
+
+def _split(names: list[str], labels: np.ndarray) -> list[np.ndarray]:
+    """Return the places of the training and the test set, each class split alike."""
+    parts: list[list[int]] = [[], []]
+    for label in np.unique(labels):
+        places = np.flatnonzero(labels == label)
+        halves = split_by_hash([names[i] for i in places], _TEST_FRACTION, seed=0)
+        for part, half in zip(parts, halves, strict=True):
+            part += places[half].tolist()
+    return [
+        np.array([part[i] for i in order_by_hash([names[j] for j in part])], int) for part in parts
+    ]

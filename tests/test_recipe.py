@@ -1,0 +1,457 @@
+"""The parts of a recipe: rates, optimizers, losses, averages, augmentation; against references."""
+
+import json
+import math
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import ndimage
+
+import jaxcnn
+from jaxcnn.config import get_default_config
+from jaxcnn.data import AUGMENTATIONS, MIXINGS, Dataset
+from jaxcnn.data.augment import parse_augmentation
+from jaxcnn.errors import ConfigError, StoppedError
+from jaxcnn.train import TrainState, create_optimizer, create_train_state, eval_step, train_step
+from jaxcnn.train.loss import balance, cross_entropy
+from jaxcnn.train.optim import create_schedule, learning_rates
+from jaxcnn.train.prepare import prepare
+from jaxcnn.train.step import predict_logits, update_ema
+
+
+@pytest.fixture
+def optax_promotes():
+    """Optax mixes dtypes; the rest of these tests is strict, as the suite is."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def config_of(**changes):
+    config = get_default_config()
+    config.update(changes)
+    return config
+
+
+RNG = np.random.default_rng(0)
+PARAMS = {
+    "conv": {"kernel": RNG.normal(size=(3, 3, 2, 4)), "bias": RNG.normal(size=4)},
+    "bn": {"scale": RNG.normal(size=4)},
+    "dense": {"kernel": RNG.normal(size=(5, 3)), "bias": RNG.normal(size=3)},
+}
+PARAMS = jax.tree.map(np.float32, PARAMS)
+GRADS = [jax.tree.map(lambda x: np.float32(RNG.normal(size=x.shape)), PARAMS) for _ in range(5)]
+
+
+def train_on(config, num_steps=20):
+    """Take five steps with given gradients."""
+    optimizer = create_optimizer(config, num_steps)
+    params, state = PARAMS, optimizer.init(PARAMS)
+    for grads in GRADS:
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+# Learning rates
+
+
+def rate_by_hand(word, step, num_steps=40, warmup=8, rate=0.1):
+    """The rate of a step, from the definition; five epochs of eight steps, one of warm-up."""
+    if step < warmup:
+        return rate * step / warmup
+    done = (step - warmup) / (num_steps - warmup)
+    return {
+        "constant": rate,
+        "linear": rate * (1 - 0.75 * done),
+        "cosine": rate * (0.25 + 0.75 * (1 + math.cos(math.pi * done)) / 2),
+        "steps": rate / 10 ** sum(step >= 8 * epoch for epoch in (2, 4)),
+    }[word]
+
+
+@pytest.mark.usefixtures("optax_promotes")
+@pytest.mark.parametrize("word", ["constant", "linear", "cosine", "steps"])
+def test_schedules_after_a_warm_up(word):
+    config = config_of(schedule=word, num_epochs=5, warmup_epochs=1.0)
+    if word == "steps":
+        config.rate_steps = (2, 4)
+    if word in ("linear", "cosine"):
+        config.final_rate = 0.25
+    expected = [rate_by_hand(word, step) for step in range(40)]
+    np.testing.assert_allclose(learning_rates(config, 40), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.usefixtures("optax_promotes")
+def test_one_cycle():
+    """PyTorch's phases end after steps 0.3 n - 1 and n - 1; Optax's after 0.3 n and n."""
+    schedule = create_schedule(config_of(schedule="one_cycle", learning_rate=0.5), 100)
+    rates = [float(schedule(step)) for step in (0, 15, 30, 65, 100)]
+    middle = (0.5 + 0.5 / 25 / 1e4) / 2
+    np.testing.assert_allclose(rates, [0.02, 0.26, 0.5, middle, 0.5 / 25 / 1e4], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"schedule": "cosine", "rate_steps": (3,)},
+            "config.rate_steps is (3,), but schedule 'cos",
+        ),
+        ({"schedule": "steps"}, "config.schedule is 'steps', which needs config.rate_steps"),
+        ({"final_rate": 0.1}, "config.final_rate is 0.1, but schedule 'constant' has none; leave"),
+        ({"optimizer": "adam", "momentum": 0.9}, "config.momentum is 0.9, but optimizer 'adam'"),
+        ({"optimizer": "nesterov"}, "config.optimizer is 'nesterov', which needs config.momentum"),
+        ({"schedule": "one_cycle", "warmup_epochs": 1.0}, "'one_cycle' has its own warm-up"),
+    ],
+)
+def test_settings_without_effect_are_refused(changes, words):
+    with pytest.raises(ConfigError) as error:
+        prepare(config_of(dataset="fashion_mnist_sample", **changes))
+    assert words in f"{error.value}"
+    assert "\n" not in f"{error.value}"
+
+
+# Optimizers
+
+
+@pytest.mark.usefixtures("optax_promotes")
+@pytest.mark.parametrize("decays", ["all", "kernels"])
+@pytest.mark.parametrize(
+    ("word", "settings"),
+    [
+        ("sgd", {"momentum": 0.9}),
+        ("nesterov", {"momentum": 0.9}),
+        ("adam", {}),
+        ("adamw", {}),
+    ],
+)
+def test_optimizers_by_hand(word, settings, decays):
+    """Against NumPy loops of PyTorch's definitions."""
+    rate, decay = 0.01, 0.1
+    config = config_of(
+        optimizer=word, learning_rate=rate, weight_decay=decay, weight_decay_on=decays, **settings
+    )
+
+    def by_hand(x, grads):
+        x, decay_of_x = x.astype(np.float64), decay if decays == "all" or x.ndim > 1 else 0.0
+        velocity, first, second = 0.0, 0.0, 0.0
+        for count, g in enumerate(grads, start=1):
+            if word == "adamw":
+                x = x - rate * decay_of_x * x
+            else:
+                g = g + decay_of_x * x
+            if word in ("sgd", "nesterov"):
+                velocity = 0.9 * velocity + g
+                x = x - rate * (g + 0.9 * velocity if word == "nesterov" else velocity)
+            else:
+                first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g * g
+                mean, square = first / (1 - 0.9**count), second / (1 - 0.999**count)
+                x = x - rate * mean / (np.sqrt(square) + 1e-8)
+        return x
+
+    expected = jax.tree.map(lambda x, *grads: by_hand(x, grads), PARAMS, *GRADS)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6),
+        train_on(config),
+        expected,
+    )
+
+
+@pytest.mark.usefixtures("optax_promotes")
+def test_muon_moves_kernels_by_orthogonal_matrices_and_the_rest_by_adam():
+    config = config_of(optimizer="muon", learning_rate=0.01)
+    optimizer = create_optimizer(config, 20)
+    updates, _ = optimizer.update(GRADS[0], optimizer.init(PARAMS), PARAMS)
+    for layer in ("conv", "dense"):
+        matrix = np.asarray(updates[layer]["kernel"])
+        matrix = matrix.reshape(-1, matrix.shape[-1])
+        size = 0.01 * 0.2 * math.sqrt(max(matrix.shape))
+        values = np.linalg.svd(matrix, compute_uv=False) / size
+        assert 0.6 < values.min() <= values.max() < 1.3  # Newton and Schulz's five rounds
+    adam = optax.nadam(0.01)
+    by_adam, _ = adam.update(GRADS[0], adam.init(PARAMS), PARAMS)
+    for layer, leaf in (("conv", "bias"), ("bn", "scale"), ("dense", "bias")):
+        np.testing.assert_allclose(updates[layer][leaf], by_adam[layer][leaf], rtol=1e-5)
+
+
+@pytest.mark.usefixtures("optax_promotes")
+def test_clipping_scales_all_gradients_together():
+    plain = train_on(config_of(learning_rate=1.0))
+    norms = [math.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(x))) for x in GRADS]
+    clipped = train_on(config_of(learning_rate=1.0, clip_norm=2.0))
+    expected = jax.tree.map(
+        lambda x, *grads: x - sum(g * min(1, 2 / n) for g, n in zip(grads, norms, strict=True)),
+        PARAMS,
+        *GRADS,
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), clipped, expected
+    )
+    far = train_on(config_of(learning_rate=1.0, clip_norm=2 * max(norms)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), far, plain)
+
+
+# The loss
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [None, np.array([1.0, 2.0, 0.5, 4.0])])
+@pytest.mark.parametrize("soft", [False, True])
+def test_cross_entropy_by_hand(smoothing, weights, soft):
+    logits, labels = RNG.normal(size=(6, 4)), RNG.integers(0, 4, 6)
+    targets = RNG.dirichlet(np.ones(4), 6) if soft else np.eye(4)[labels]
+    expected = np.zeros(6)
+    for n in range(6):
+        log_sum = math.log(sum(math.exp(x) for x in logits[n]))
+        for k in range(4):
+            share = (1 - smoothing) * targets[n, k] + smoothing / 4
+            weight = 1 if weights is None else weights[k]
+            expected[n] -= weight * share * (logits[n, k] - log_sum)
+    given = targets.astype(np.float32) if soft else labels.astype(np.int32)
+    losses = cross_entropy(
+        jnp.asarray(logits, jnp.float32),
+        jnp.asarray(given),
+        label_smoothing=smoothing,
+        class_weights=weights,
+    )
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+@pytest.mark.parametrize("settings", [{}, {"label_smoothing": 0.1}])
+def test_a_label_that_is_no_class_is_nan(label, settings):
+    losses = cross_entropy(jnp.zeros((2, 4)), jnp.array([1, label]), **settings)
+    assert np.isfinite(losses[0])
+    assert np.isnan(losses[1])
+
+
+def test_balanced_weights_let_each_class_weigh_alike():
+    labels = RNG.integers(0, 5, 400) ** 2 // 5  # 0, 1 and 3, of different numbers
+    weights = balance(labels, 5)
+    sums = [weights[k] * (labels == k).sum() for k in (0, 1, 3)]
+    np.testing.assert_allclose(sums, len(labels) / 3)
+    assert weights[labels].mean() == pytest.approx(1)
+
+
+# The average of the weights
+
+
+@pytest.mark.usefixtures("optax_promotes")
+def test_ema_by_hand_and_what_is_evaluated():
+    model, optimizer = jaxcnn.ResNet(arch=((1, 2),)), optax.sgd(0.1)
+    state = create_train_state(model, optimizer, (8, 8, 1), keep_ema=True)
+    images = jnp.asarray(RNG.random((4, 8, 8, 1)), jnp.float32)
+    labels = jnp.array([0, 1, 2, 3])
+    step = jax.jit(
+        lambda state: train_step(
+            state, images, labels, model=model, optimizer=optimizer, ema_decay=0.7
+        )[0]
+    )
+    average = jax.device_get(state.current)
+    for count in range(1, 21):
+        state = step(state)
+        decay = min(0.7, (1 + count) / (10 + count))
+        average = jax.tree.map(
+            lambda a, x, decay=decay: decay * a + (1 - decay) * x,
+            average,
+            jax.device_get(state.current),
+        )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state.ema, average
+    )
+    logits = model.apply(average, images, train=False)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    assert eval_step(state, images, labels, model=model).loss() == pytest.approx(
+        float(loss), rel=1e-4
+    )
+
+
+def test_a_state_without_an_average_stays_without():
+    state = TrainState(jnp.int32(1), {"w": jnp.ones(2)}, {}, ())
+    assert update_ema(state, 0.9) is state
+    assert state.variables == state.current
+
+
+# Augmentation
+
+IMAGE = jnp.asarray(RNG.random((9, 12, 2)), jnp.float32)
+
+
+def draws(name, count=64, strength=None):
+    """The image as augmented with several keys."""
+    ((_, function),) = parse_augmentation(name if strength is None else f"{name}:{strength}")
+    keys = jax.random.split(jax.random.key(1), count)
+    return np.asarray(jax.jit(jax.vmap(function, in_axes=(0, None)))(keys, IMAGE))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_augmentations_keep_shape_dtype_and_range(name, dtype):
+    image = IMAGE.astype(dtype)
+    augmented = jax.jit(AUGMENTATIONS[name])(jax.random.key(0), image)
+    assert (augmented.shape, augmented.dtype) == (image.shape, image.dtype)
+    assert 0 <= augmented.min() <= augmented.max() <= 1
+
+
+def test_shift_moves_by_each_number_of_pixels():
+    padded = np.pad(IMAGE, ((2, 2), (2, 2), (0, 0)))
+    places = {(a, b): padded[a : a + 9, b : b + 12] for a in range(5) for b in range(5)}
+    found = set()
+    for image in draws("shift", 300, strength=2):
+        found |= {place for place, expected in places.items() if (image == expected).all()}
+    assert found == set(places)
+
+
+def test_flip_mirrors_about_half():
+    flipped = [bool((image == IMAGE[:, ::-1]).all()) for image in draws("flip", 300)]
+    plain = [bool((image == IMAGE).all()) for image in draws("flip", 300)]
+    assert sum(flipped) + sum(plain) == 300
+    assert 110 < sum(flipped) < 190
+
+
+def test_rotation_turns_as_scipy_does():
+    for key in jax.random.split(jax.random.key(0), 5):
+        angle = float(jax.random.uniform(key, (), jnp.float32, -1, 1)) * 30
+        turned = ndimage.rotate(
+            np.asarray(IMAGE), -angle, reshape=False, order=1, mode="constant", prefilter=False
+        )
+        ours = AUGMENTATIONS["rotation"](key, IMAGE, 30)
+        inside = np.s_[2:-2, 3:-3]  # SciPy blends the edge with black differently
+        np.testing.assert_allclose(ours[inside], turned[inside], atol=1e-4)
+
+
+def test_erasing_paints_over_one_rectangle():
+    images = draws("erasing", 200, strength=1)
+    shares = []
+    for image in images:
+        changed = (image != IMAGE).all(axis=-1)
+        rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+        assert changed.sum() == len(rows) * len(columns)
+        shares.append(changed.mean())
+    assert max(shares) < 0.45
+    assert np.mean(shares) > 0.1
+    untouched = [(image == IMAGE).all() for image in draws("erasing", 200, strength=0.25)]
+    assert 0.6 < np.mean(untouched) < 0.9
+
+
+def test_crop_enlarges_a_part():
+    rising = jnp.broadcast_to(jnp.arange(12, dtype=jnp.float32)[None, :, None], (9, 12, 1)) / 11
+    cropped = AUGMENTATIONS["crop"](jax.random.key(3), rising, 0.25)[4, :, 0]
+    steps = np.diff(cropped[2:-2])
+    np.testing.assert_allclose(steps, steps[0], atol=1e-5)  # still a ramp, less steep
+    assert 0 < steps[0] < 1 / 11
+
+
+def test_mixup_by_hand():
+    images, targets = RNG.random((5, 3, 3, 1), np.float32), np.eye(5, dtype=np.float32)
+    mixed, labels = MIXINGS["mixup"](jax.random.key(0), jnp.asarray(images), jnp.asarray(targets))
+    share = float(labels[1, 1])
+    assert 0 < share < 1
+    for n in range(5):
+        expected = share * images[n] + (1 - share) * images[n - 1]
+        np.testing.assert_allclose(mixed[n], expected, rtol=1e-5)
+        np.testing.assert_allclose(labels[n], share * targets[n] + (1 - share) * targets[n - 1])
+
+
+def test_cutmix_weighs_the_labels_by_area():
+    images = jnp.asarray(RNG.random((3, 10, 7, 2)), jnp.float32)
+    shares = set()
+    for key in jax.random.split(jax.random.key(0), 20):
+        mixed, labels = MIXINGS["cutmix"](key, images, jnp.eye(3))
+        pasted = np.asarray((mixed != images).all(axis=-1))
+        assert (np.asarray(mixed)[pasted] == np.asarray(jnp.roll(images, 1, axis=0))[pasted]).all()
+        np.testing.assert_allclose(
+            labels[1], [pasted[1].mean(), 1 - pasted[1].mean(), 0], atol=1e-6
+        )
+        shares.add(float(pasted[1].mean()))
+    assert len(shares) > 10
+
+
+def test_flip_averaging():
+    model = jaxcnn.LeNet()
+    images = jnp.asarray(RNG.random((3, 28, 28, 1)), jnp.float32)
+    variables = model.init(jax.random.key(0), images)
+    both = [model.apply(variables, x) for x in (images, images[:, :, ::-1])]
+    mean = predict_logits(model, variables, images, "flip")
+    np.testing.assert_allclose(mean, (both[0] + both[1]) / 2, rtol=1e-6)
+
+
+# Runs
+
+SMALL = {"epochs": 3, "batch_size": 16, "learning_rate": 0.02, "num_devices": 1}
+EVERYTHING = {
+    "optimizer": "nesterov",
+    "momentum": 0.9,
+    "schedule": "cosine",
+    "warmup_epochs": 0.5,
+    "weight_decay": 1e-3,
+    "weight_decay_on": "kernels",
+    "clip_norm": 1.0,
+    "label_smoothing": 0.1,
+    "class_weights": "balanced",
+    "ema_decay": 0.9,
+    "augmentation": "shift:1, flip, erasing:0.5",
+    "mixing": "cutmix:1.0",
+    "test_augmentation": "flip",
+}
+
+
+def small_sets():
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 3, 88).astype(np.int32)
+    images = rng.integers(0, 100, (88, 12, 12, 1)) + 50 * labels[:, None, None, None]
+    data = Dataset(images.astype(np.uint8), labels, ("a", "b", "c"))
+    return data, data.first(40)
+
+
+@pytest.mark.usefixtures("optax_promotes")
+@pytest.mark.slow
+def test_a_whole_recipe_resumes_bit_for_bit(tmp_path, capsys):
+    train, test = small_sets()
+    whole = jaxcnn.fit("lenet", train, test, **SMALL, **EVERYTHING, workdir=tmp_path / "whole")
+
+    class Stop:
+        def start(self, settings, step):
+            pass
+
+        def write(self, row):
+            if row["epoch"] == 1:
+                signal.raise_signal(signal.SIGTERM)
+
+        def close(self):
+            pass
+
+    with pytest.raises(StoppedError):
+        jaxcnn.fit(
+            "lenet", train, test, **SMALL, **EVERYTHING, workdir=tmp_path / "run", loggers=[Stop()]
+        )
+    run = jaxcnn.fit("lenet", train, test, **SMALL, **EVERYTHING, workdir=tmp_path / "run")
+    assert "resuming" in capsys.readouterr().out
+    jax.tree.map(np.testing.assert_array_equal, run.variables, whole.variables)
+    loaded = jaxcnn.load(tmp_path / "run", "last")
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, whole.variables)
+    assert loaded.evaluate(test).accuracy == whole.history[-1]["test_accuracy"]
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["config"]["augmentation"] == "shift:1, flip, erasing:0.5"
+    with pytest.raises(ConfigError, match="changes the rates of schedule 'cosine'"):
+        jaxcnn.fit(
+            "lenet", train, test, **SMALL | {"epochs": 4}, **EVERYTHING, workdir=tmp_path / "run"
+        )
+    again = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert again["config"]["num_epochs"] == 3
+
+
+@pytest.mark.usefixtures("optax_promotes")
+@pytest.mark.slow
+def test_patience_ends_a_run_once_and_for_all(tmp_path, capsys):
+    train, test = small_sets()
+    settings = SMALL | {"epochs": 9, "learning_rate": 1e-9, "patience": 2}
+    run = jaxcnn.fit("lenet", train, test, **settings, workdir=tmp_path)
+    assert len(run.history) == 3  # the first, and two that are no better
+    assert "no better for 2 epochs" in capsys.readouterr().out
+    again = jaxcnn.fit("lenet", train, test, **settings, workdir=tmp_path)
+    assert again.history == run.history
+    assert "already trained; nothing to do after epoch 3" in capsys.readouterr().out

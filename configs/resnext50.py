@@ -2,7 +2,9 @@
 
 python train.py --config configs/resnext50.py
 
-23 million parameters, 0.76 billion multiply-adds an image.
+23 million parameters, 0.76 billion multiply-adds an image: for a GPU or TPU. On a CPU XLA takes
+28 to 76 times as long for the kernel's gradient of a convolution with groups as for one without
+(16 images, two cores of an AMD EPYC), so that only the variant 'smoke' is practical.
 """
 
 from ml_collections import ConfigDict

@@ -16,6 +16,8 @@ from jaxcnn.errors import ConfigError, JaxcnnError, StoppedError
 
 HELP = "train a model, or go on training it"
 
+_INDENT = " " * 21  # of what the flags mean
+
 _HELP = """\
 usage: {program} --config NAME [--workdir DIR] [--config.KEY=VALUE ...]
 
@@ -23,7 +25,6 @@ Train a model, and evaluate it after each epoch. The run is kept in a folder;
 the same command, given again, resumes where it stopped.
 
   --config NAME      a config that is shipped, by its name, or a file (my.py);
-                     shipped are
 {shipped};
                      lenet:smoke takes seconds, on a small sample of the data
   --workdir DIR      folder of the run; by default runs/ and the config's name
@@ -110,13 +111,14 @@ def _report_unraisable(unraisable: Any) -> None:
 
 
 def _help(program: str) -> str:
-    indent = 21 * " "
-    shipped = textwrap.wrap(
-        ", ".join(shipped_configs()), 78, initial_indent=indent, subsequent_indent=indent
-    )
     return _HELP.format(
         program=program,
-        shipped="\n".join(shipped),
+        shipped=textwrap.fill(
+            f"shipped are {', '.join(shipped_configs())}",
+            width=79,  # of 80 columns; a semicolon follows
+            initial_indent=_INDENT,
+            subsequent_indent=_INDENT,
+        ),
         settings=describe_settings(line_width()),
     )
 

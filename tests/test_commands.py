@@ -226,18 +226,18 @@ def test_export_writes_a_file_once(run, call, results, tmp_path, monkeypatch):
 
 
 def test_report_writes_a_page(run, call, results, tmp_path, monkeypatch):
-    def write_report(folders, path, which, *, force):
-        path.write_text(f"{folders} {which} {force}")
+    def write_report(folders, path, which, *, title, force):
+        path.write_text(f"{folders} {which} {title} {force}")
         return path
 
     monkeypatch.setattr("jaxcnn.report.write_report", write_report)
     path = tmp_path / "page.html"
     assert results("report", run, run, "-o", path, "--which", "last") == [f"{path}"]
-    assert path.read_text() == f"{[run, run]} last False"
+    assert path.read_text() == f"{[run, run]} last None False"
     status, _, err = call("report", run, "-o", path)
     assert (status, len(err)) == (2, 1)
-    results("report", run, "-o", path, "--force")
-    assert path.read_text() == f"{[run]} best True"
+    results("report", run, "-o", path, "--force", "--title", "mine")
+    assert path.read_text() == f"{[run]} best mine True"
 
 
 # compare

@@ -15,7 +15,7 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from conftest import CACHED, Tiny, small_config
-from jaxcnn.config import get_default_config, smoke
+from jaxcnn.config import get_default_config, smoke, to_settings
 from jaxcnn.data.pipeline import batch_sizes
 from jaxcnn.errors import ConfigError, TrainingError
 from jaxcnn.models import VGG, ResNet
@@ -81,7 +81,8 @@ def test_a_run_leaves_what_it_promises(tiny_config, trained):
     mean = np.average([row["loss"] for row in steps[:8]], weights=weights)
     assert abs(mean - metrics[0]["train_loss"]) < 1e-6
     run = json.loads((tmp_path / "run.json").read_text())
-    assert run["config"] == {**tiny_config.to_dict(), "model": "object Tiny"}
+    of_objects = {"model": "object Tiny", "num_classes": 10}
+    assert run["config"] == to_settings(tiny_config) | of_objects
     assert run["data"]["train"] != run["data"]["test"]
     assert [start["versions"]["jax"] for start in run["starts"]] == [jax.__version__]
     assert run["starts"][0]["devices"] == ["cpu: cpu"]

@@ -35,6 +35,9 @@ def cross_entropy(
     Returns:
         [N]; NaN where an integer is no class.
 
+    Raises:
+        ValueError: if probabilities are of another shape than the logits.
+
     Source: d2l 4.1.2; Szegedy et al., Rethinking the Inception architecture, 2016, section 7.
 
     >>> cross_entropy(jnp.zeros((1, 4)), jnp.array([2])).round(3)
@@ -49,6 +52,11 @@ def cross_entropy(
         is_class = (labels >= 0) & (labels < num_classes)
         targets = jax.nn.one_hot(labels, num_classes, dtype=logits.dtype)
         targets = jnp.where(is_class[:, None], targets, jnp.nan)
+    elif labels.shape != logits.shape:
+        raise ValueError(
+            f"labels that are probabilities must have the shape of the logits, {list(logits.shape)}"
+            f", got {labels.dtype} {list(labels.shape)}"
+        )
     else:
         targets = labels.astype(logits.dtype)
     if label_smoothing:

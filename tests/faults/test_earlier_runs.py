@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from conftest import CACHED, small_config
+from jaxcnn.config import to_settings
 from jaxcnn.errors import ConfigError
 from jaxcnn.train import train_and_evaluate
 
@@ -43,7 +44,7 @@ def test_it_goes_on_to_another_epoch(folder, capsys):
     assert second["test_loss"] == pytest.approx(2.377206573486328, rel=1e-4)
     assert set(second) == set(first)
     settings = json.loads((folder / "run.json").read_text())["config"]
-    assert settings == config_of(num_classes=10).to_dict()
+    assert settings == to_settings(config_of(num_classes=10))
 
 
 @pytest.mark.slow

@@ -356,6 +356,29 @@ def test_mixup_by_hand():
         np.testing.assert_allclose(labels[n], share * targets[n] + (1 - share) * targets[n - 1])
 
 
+@pytest.mark.parametrize("name", MIXINGS)
+def test_mixing_keeps_dtypes_and_exact_shares(name):
+    images, targets = jnp.ones((3, 8, 8, 1), jnp.bfloat16), jnp.eye(3)
+    mixed, labels = MIXINGS[name](jax.random.key(0), images, targets)
+    assert (mixed.dtype, labels.dtype) == (jnp.bfloat16, jnp.float32)
+    np.testing.assert_allclose(labels.sum(axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optax_promotes")
+def test_a_run_in_bfloat16_mixes_labels_in_float32(monkeypatch):
+    given = []
+
+    def mine(key, images, targets):
+        given.append((images.dtype.name, targets.dtype.name))
+        return images, targets
+
+    monkeypatch.setitem(MIXINGS, "mine", mine)
+    train, _ = small_sets()
+    jaxcnn.fit("lenet", train, **SMALL | {"epochs": 1}, mixing="mine", dtype="bfloat16")
+    assert set(given) == {("bfloat16", "float32")}
+
+
 def test_cutmix_weighs_the_labels_by_area():
     images = jnp.asarray(RNG.random((3, 10, 7, 2)), jnp.float32)
     shares = set()

@@ -23,7 +23,7 @@ _MODES = {1: "L", 3: "RGB"}  # Pillow's, by the number of channels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the command takes."""
+    """Add the arguments of `jaxcnn data` to its parser."""
     parser.add_argument(
         "name",
         metavar="NAME",

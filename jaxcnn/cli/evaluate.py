@@ -20,7 +20,7 @@ _NAME = 40  # characters of a class's name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the command takes."""
+    """Add the arguments of `jaxcnn evaluate` to its parser."""
     add_run(parser)
     parser.add_argument(
         "--split", choices=("test", "train"), default="test", help="on which set (test)"
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Iterator[str]:
-    """Evaluate, and yield the results."""
+    """Evaluate a checkpoint, and yield the lines of its result."""
     import dataclasses
 
     from jaxcnn.trained import load

@@ -16,7 +16,7 @@ EXAMPLE = "jaxcnn export runs/lenet lenet.onnx"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the command takes."""
+    """Add the arguments of `jaxcnn export` to its parser."""
     add_run(parser)
     parser.add_argument("file", metavar="FILE", help="such as lenet.onnx")
     parser.add_argument(
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Iterator[str]:
-    """Export, and yield what was written."""
+    """Export a checkpoint, and yield a line on the file: its path, size and origin."""
     path = check_output(options.file, options.force)
     from jaxcnn.trained import load
 

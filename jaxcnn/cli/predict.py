@@ -26,7 +26,7 @@ Top = list[tuple[str, float]]  # the most probable classes of a picture, with th
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the command takes."""
+    """Add the arguments of `jaxcnn predict` to its parser."""
     add_run(parser)
     parser.add_argument("paths", metavar="PATH", nargs="+", help="picture, or folder of pictures")
     parser.add_argument("--top", type=int, default=3, metavar="N", help="classes to show (3)")

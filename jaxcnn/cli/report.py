@@ -11,7 +11,7 @@ EXAMPLE = "jaxcnn report runs/lenet runs/lenet_modern -o report.html"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the command takes."""
+    """Add the arguments of `jaxcnn report` to its parser."""
     parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run")
     parser.add_argument(
         "-o", "--output", metavar="FILE", default="report.html", help="the page (report.html)"
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Iterator[str]:
-    """Write the page, and yield where it is."""
+    """Write the page, and yield its path."""
     path = check_output(options.output, options.force)
     from jaxcnn.report import write_report
 

@@ -19,7 +19,7 @@ _LEFT_OUT = ("name", "field", "multiply-adds")  # columns, the first one first
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the command takes."""
+    """Add the arguments of `jaxcnn summary` to its parser."""
     parser.add_argument("model", metavar="MODEL", help="such as resnet18")
     parser.add_argument(
         "--input", type=int, default=28, metavar="PIXELS", help="of the square image (28)"

@@ -280,7 +280,9 @@ def _check_augmentation(
     for size in batch_sizes(len(train.labels), config.batch_size, config.last_batch):
         shape, targets = (size // num_devices, *image_shape), (size // num_devices, 2)
         check_mixing(
-            *mixing, jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(targets, dtype)
+            *mixing,
+            jax.ShapeDtypeStruct(shape, dtype),
+            jax.ShapeDtypeStruct(targets, jnp.promote_types(dtype, jnp.float32)),
         )
 
 

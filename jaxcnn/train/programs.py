@@ -242,7 +242,8 @@ class Programs:
             return images, labels
         setup = self._setup
         key = derive_key(setup.config.seed, Purpose.MIX, step, setup.parallel.axis_name)
-        targets = jax.nn.one_hot(labels, setup.num_logits, dtype=images.dtype)
+        dtype = jnp.promote_types(images.dtype, jnp.float32)  # of labels: their shares are exact
+        targets = jax.nn.one_hot(labels, setup.num_logits, dtype=dtype)
         return self._mixing[1](key, images, targets)
 
 

@@ -41,7 +41,7 @@ class Savers:
         """Save twice; return the seconds of each."""
         self._count += 1
         start = time.perf_counter()
-        self._checkpoints.save(self._count, state, Progress(test_accuracy=0.0))
+        self._checkpoints.save(self._count, state, Progress(accuracy=0.0))
         foreground = time.perf_counter() - start
         tree = {name: getattr(state, name) for name in state.__dataclass_fields__}
         start = time.perf_counter()

@@ -36,6 +36,7 @@ def get_default_config() -> ConfigDict:
     config.image_size = 28  # pixels; images are resized to this square, pictures cut to one first
     config.max_train_examples = 0  # use only the first so many examples; 0: all
     config.max_test_examples = 0  # use only the first so many examples; 0: all
+    config.validation_examples = 0  # taken from the training set to choose by, by seed; 0: none
 
     # How
     config.batch_size = 128  # examples per step, over all devices
@@ -165,6 +166,7 @@ def check_values(config: ConfigDict) -> None:
         "num_devices",
         "patience",
         "steps_per_call",
+        "validation_examples",
     ):
         _check_number(key, config[key], at_least=0)
     _check_number("learning_rate", config.learning_rate, above=0)

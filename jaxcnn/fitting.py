@@ -36,6 +36,7 @@ def fit(
     train: Any,
     test: Any = None,
     *,
+    validation: Any = None,
     epochs: int,
     batch_size: int = 128,
     optimizer: optax.GradientTransformation | str | None = None,
@@ -47,7 +48,7 @@ def fit(
     loggers: Sequence[Logger] = (),
     **settings: Any,
 ) -> Trained:
-    """Train a model, and evaluate it after each epoch if there is a test set.
+    """Train a model, and evaluate it after each epoch if there is a validation or a test set.
 
     It is `train_and_evaluate` without a config file: the same loop and programs. In Jupyter the
     curves grow while it trains, elsewhere it prints a line for each epoch.
@@ -58,6 +59,9 @@ def fit(
         train: training set, follows `jaxcnn.data.check_dataset`; or what `config.dataset` may be,
             such as 'folder:pictures', whose test set is then taken if none is given.
         test: test set; or the same word.
+        validation: validation set, on which each epoch is evaluated in place of the test set, which
+            is left for the end (`validation_examples=` takes one from the training set). What is
+            tested is the best epoch if there is a `workdir`, else the last.
         epochs: passes over the training set.
         batch_size: examples per step.
         optimizer: an Optax transformation, or a key of `jaxcnn.train.OPTIMIZERS`; by default
@@ -98,6 +102,7 @@ def fit(
         model=None if isinstance(model, str) else model,
         optimizer=None if optimizer is None or isinstance(optimizer, str) else optimizer,
         train=None if isinstance(train, str) else train,
+        validation=validation,
         test=None if isinstance(test, str) else test,
         has_test=test is not None,
     )

@@ -17,6 +17,7 @@ from jaxcnn.config import DTYPES, get_default_config
 from jaxcnn.data import Dataset, check_dataset, is_dataset, load_dataset, preprocess
 from jaxcnn.data.dataset import is_channels_first, to_uint8
 from jaxcnn.data.fashion_mnist import FASHION_MNIST
+from jaxcnn.data.split import split_validation
 from jaxcnn.errors import ConfigError, DataError
 from jaxcnn.files import local_path
 from jaxcnn.inspect.figures import curves_figure, curves_png
@@ -167,8 +168,8 @@ class Trained:
         """Evaluate the model on a split of the run's data, or on another data set.
 
         Args:
-            data: 'test', 'train', or an object that `jaxcnn.data.check_dataset` accepts, with the
-                classes of the run.
+            data: 'test', 'validation', 'train', or an object that `jaxcnn.data.check_dataset`
+                accepts, with the classes of the run.
 
         Raises:
             ConfigError: if the object is not accepted, or the split is not the one of the run.
@@ -237,30 +238,50 @@ class Trained:
         """Return a split of the run's data, as it was then.
 
         Args:
-            split: 'test' or 'train'.
+            split: 'test', 'train' (without the validation set) or 'validation'.
 
         Raises:
-            ConfigError: if the run was given its data as an object, or they are others by now.
+            ConfigError: if the run was given its data as an object, they are others by now, or it
+                has no such set.
             DataError: if the data set is missing or damaged.
         """
         config = self.config
-        limits = {"train": config.max_train_examples, "test": config.max_test_examples}
-        if split not in limits:
-            raise ConfigError(f"unknown split {split!r}; accepted: 'test' and 'train'")
+        if split not in SPLITS:
+            raise ConfigError(f"unknown split {split!r}; accepted: {', '.join(map(repr, SPLITS))}")
         if not is_dataset(config.dataset):
             raise ConfigError(
                 f"the run was made with {config.dataset!r}, which is not in jaxcnn.data.DATASETS; "
                 "give the data set itself: evaluate(dataset)"
             )
-        dataset = load_dataset(
-            config.dataset, split, config.data_dir, config.data_source, config.image_size
-        ).first(limits[split])
+        if self.digests and split not in self.digests:
+            raise ConfigError(
+                f"the run has no {split} set; it has: {', '.join(map(repr, self.digests))}"
+            )
+        dataset = self._load(split)
         if self.digests.get(split, dataset.digest()) != dataset.digest():
             raise ConfigError(
                 f"the {split} set of {config.dataset} is not the one of the run any more (see its "
                 "run.json); to evaluate on it all the same, give it as an object"
             )
         return dataset
+
+    def _load(self, split: str) -> Dataset:
+        """Load a split of the data set that the config names."""
+        config = self.config
+        if split == "validation" and not config.validation_examples:
+            raise ConfigError(
+                "the validation set of the run was given as an object; give it again: "
+                "evaluate(dataset)"
+            )
+        source = "test" if split == "test" else "train"
+        limits = {"train": config.max_train_examples, "test": config.max_test_examples}
+        dataset = load_dataset(
+            config.dataset, source, config.data_dir, config.data_source, config.image_size
+        ).first(limits[source])
+        if split == "test" or not config.validation_examples:
+            return dataset
+        train, validation = split_validation(dataset, config.validation_examples, config.seed)
+        return train if split == "train" else validation
 
     def _as_images(self, images: Any) -> np.ndarray:
         """Return an array of images as uint8 [N, H, W, C]."""
@@ -345,7 +366,8 @@ class Trained:
         return content
 
 
-_RESULTS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+SPLITS = ("test", "validation", "train")  # of a run's data
+_RESULTS = [f"{split}_{name}" for split in reversed(SPLITS) for name in ("loss", "accuracy")]
 
 
 def load(folder: str | Path, which: str | int = "best", model: nn.Module | None = None) -> Trained:
@@ -353,8 +375,8 @@ def load(folder: str | Path, which: str | int = "best", model: nn.Module | None 
 
     Args:
         folder: of the run, such as 'runs/lenet'.
-        which: 'best' for the checkpoint of the highest test accuracy, 'last' for the newest, or the
-            step of one that is there.
+        which: 'best' for the checkpoint of the highest accuracy on the validation set, or on the
+            test set if there is none, 'last' for the newest, or the step of one that is there.
         model: needed if the run was given a model as an object that is not one of jaxcnn's.
 
     Raises:

@@ -286,6 +286,43 @@ def test_compare_sorts_runs_and_tells_what_differs(run, results, tmp_path, monke
     assert worst["differing"] == {"learning_rate": 0.3, "num_epochs": 1}
 
 
+def test_compare_of_runs_that_choose_by_other_sets(run, results, tmp_path, monkeypatch):
+    """Each run by its own set; what was chosen by validation has the test accuracy beside it."""
+    monkeypatch.chdir(tmp_path)
+    [row] = rows_of(run)
+    own = {key: value for key, value in row.items() if not key.startswith("test_")}
+    validated = own | {
+        "validation_loss": 1.25,
+        "validation_accuracy": 0.75,
+        "validation_seconds": 100.0,
+    }
+    folders = {"validated": [validated], "tested": [row], "neither": [own]}
+    for name, rows in folders.items():
+        edited(run, Path(name), rows)
+    record = json.loads(Path("validated/run.json").read_text())
+    record["result"] = {"test": {"epoch": 1, "step": row["step"], "test_accuracy": 0.6875}}
+    Path("validated/run.json").write_text(json.dumps(record))
+    out = results("compare", "neither", "validated", "tested")
+    assert out[0] == "accuracy (best and last) and loss on each run's own set, seconds in all"
+    heading = ["epochs", "on", "best", "last", "loss", "test", "seconds", "run"]
+    assert out[2].split()[:8] == heading
+    first, second, third = (line.split()[:8] for line in out[3:6])
+    seconds = f"{own['train_seconds'] + own['compile_seconds'] + 100:,.1f}"
+    assert first == ["1/1", "validation", "0.7500", "0.7500", "1.2500", "0.6875"] + [
+        seconds,
+        "validated",
+    ]
+    assert (second[1], second[5], second[7]) == ("test", "-", "tested")
+    assert (third[1], third[2]) == ("train", f"{row['train_accuracy']:.4f}")
+    assert results("compare", "validated")[0].startswith("validation accuracy (best and last)")
+    found = json.loads(results("compare", "validated", "--json")[0])
+    assert (found["split"], found["test_accuracy"], found["best_epoch"]) == (
+        "validation",
+        0.6875,
+        1,
+    )
+
+
 def test_long_names_of_runs_have_lines_of_their_own(run, results, tmp_path, monkeypatch):
     for number, name in enumerate("ab"):
         edited(run, tmp_path / (50 * name), seed=number)

@@ -22,7 +22,7 @@ ROW = {
 }
 
 
-def show(terminal, width=80, with_test=True):
+def show(terminal, width=80, held_out="test"):
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=width, highlight=False)
     with Display(8, 2, console) as display:
@@ -32,10 +32,9 @@ def show(terminal, width=80, with_test=True):
         display.step(1, 3, 1000.0, {"loss": 2.25, "accuracy": 0.125})
         display._live.refresh()
         display.evaluating()
-        train, test = (
-            {n: ROW[f"{s}_{n}"] for n in ("loss", "accuracy")} for s in ("train", "test")
-        )
-        display.epoch(1, 4, 1234.5, train, test if with_test else None)
+        means = {s: {n: ROW[f"{s}_{n}"] for n in ("loss", "accuracy")} for s in ("train", "test")}
+        results = {"train": means["train"]} | ({held_out: means["test"]} if held_out else {})
+        display.epoch(1, 4, 1234.5, results)
     return out.getvalue()
 
 
@@ -47,6 +46,10 @@ def lines_of(out):
 TABLE = """\
    epoch  train loss  accuracy  test loss  accuracy  images/s
      1/2      2.0000    0.2500     1.5000    0.5000     1,234
+"""
+VALIDATED = """\
+   epoch  train loss  accuracy  validation loss  accuracy  images/s
+     1/2      2.0000    0.2500           1.5000    0.5000     1,234
 """
 UNTESTED = """\
    epoch  train loss  accuracy  images/s
@@ -75,14 +78,15 @@ def test_elsewhere_a_short_epoch_is_a_row():
     note, _, rest = show(terminal=False).partition("\n")
     assert note.startswith("note: ")
     assert rest == TABLE
-    assert show(terminal=False, with_test=False).endswith(UNTESTED)
+    assert show(terminal=False, held_out="validation").endswith(VALIDATED)
+    assert show(terminal=False, held_out=None).endswith(UNTESTED)
 
 
 def test_the_headings_come_again():
     out = io.StringIO()
     with Display(8, 50, Console(file=out, width=80)) as display:
         for epoch in range(50):
-            display.epoch(epoch + 1, 4, 10.0, {"loss": 1.0}, None)
+            display.epoch(epoch + 1, 4, 10.0, {"train": {"loss": 1.0}})
     assert [i for i, line in enumerate(out.getvalue().splitlines()) if "loss" in line] == [
         0,
         21,

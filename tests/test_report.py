@@ -27,10 +27,18 @@ from jaxcnn.data import Dataset
 from jaxcnn.errors import ConfigError
 from jaxcnn.report import charts, write_report
 from jaxcnn.report import page as page_module
-from jaxcnn.report.collect import Mistake, Run, describe_environment, describe_results, name_runs
+from jaxcnn.report.collect import (
+    Mistake,
+    Run,
+    collect,
+    describe_environment,
+    describe_results,
+    name_runs,
+)
 from jaxcnn.report.layers import find_convolutions
 from jaxcnn.report.page import render
 from jaxcnn.scores import evaluate_logits
+from jaxcnn.train.record.workdir import read_run
 
 pytestmark = CACHED
 pytest.importorskip("jinja2")
@@ -158,6 +166,44 @@ def test_figures_are_those_of_evaluate(both, trained):
     losses = [x["loss"] for x in specs["loss"]["data"]["values"] if x["split"] == "test"]
     logged = [row["test_loss"] for row in trained.history]
     np.testing.assert_allclose(losses, 2 * logged, rtol=1e-4)
+
+
+def test_a_run_that_chooses_by_validation(tmp_path):
+    """Before it has chosen, it is evaluated on the validation set; then on the test set."""
+    folder = tmp_path / "validated"
+    jaxcnn.fit(
+        "lenet_modern",
+        "fashion_mnist_sample",
+        epochs=1,
+        batch_size=32,
+        max_train_examples=128,
+        max_test_examples=96,
+        validation_examples=64,
+        num_devices=1,
+        workdir=folder,
+    )
+    tested, [row] = read_run(folder)["result"]["test"], jaxcnn.load(folder).history
+    runs = [collect(folder, "chosen", read_run(folder), "best", None)]
+    change_record(folder, lambda record: record.pop("result"))
+    runs.append(collect(folder, "unfinished", read_run(folder), "best", None))
+    assert [(run.evaluated_on, run.evaluation.count) for run in runs] == [
+        ("test", 96),
+        ("validation", 64),
+    ]
+    chosen, unfinished = map(describe_results, runs)
+    accuracy = f"{row['validation_accuracy']:.4f} in epoch 1"
+    assert chosen["Best validation accuracy"] == unfinished["Best validation accuracy"] == accuracy
+    assert chosen["Chosen test accuracy"] == f"{tested['test_accuracy']:.4f} in epoch 1"
+    assert "Chosen: 95 % interval" in chosen
+    assert "Best: 95 % interval" in unfinished
+    content = render(runs, vega="")
+    text = Page(content).text
+    assert "On its test images: " in text
+    assert "On its validation images: " in text
+    assert "solid: validation, dashed: training" in text
+    assert "chosen on the test set" not in text
+    splits = {point["split"] for point in read_specs(content)["loss"]["data"]["values"]}
+    assert splits == {"training", "validation"}
 
 
 def test_the_mistakes_are_the_images_and_come_in_order(both, trained):

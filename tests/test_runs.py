@@ -138,7 +138,7 @@ def test_the_best_and_the_last_two_are_kept(tmp_path):
     for step, accuracy in enumerate((0.1, 0.7, 0.3, None, 0.7, 0.2, 0.6), start=1):
         params = {"w": jnp.float32(step)}
         state = TrainState(step=jnp.int32(step), params=params, batch_stats={}, opt_state=())
-        checkpoints.save(step, state, Progress(epoch=step, test_accuracy=accuracy))
+        checkpoints.save(step, state, Progress(epoch=step, accuracy=accuracy))
     assert checkpoints.steps in ([2, 6, 7], [5, 6, 7])  # both 2 and 5 were best
     for step in checkpoints.steps:
         restored, progress = checkpoints.restore(step, state)

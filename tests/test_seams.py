@@ -148,7 +148,7 @@ def test_a_metric_that_a_checkpoint_does_not_know_begins_at_zero(monkeypatch):
     saved = {"epoch": 1, "position": 2, "loss_sum": 3.0, "correct": 4.0, "count": 5.0}
     restored = progress.Progress.from_dict(saved)
     assert restored.metrics == MoreMetrics(3.0, 4.0, 5.0, in_top3=0.0)
-    assert restored.to_dict() == {**saved, "in_top3": 0.0, "seconds": 0.0, "test_accuracy": None}
+    assert restored.to_dict() == {**saved, "in_top3": 0.0, "seconds": 0.0, "accuracy": None}
 
 
 def test_no_augmentation_derives_no_key(monkeypatch):

@@ -257,7 +257,7 @@ def test_a_data_set_that_does_not_fit(trained):
             "has the classes a, b, .*trained on T-shi",
         ),
         (Dataset(np.repeat(TEST.images, 3, 3), *TEST[1:]), "the model takes 1 channel"),
-        ("validation", "unknown split 'validation'; accepted: 'test' and 'train'"),
+        ("valid", "unknown split 'valid'; accepted: 'test', 'validation', 'train'"),
         ("test", "made with 'object Dataset', which is not in .*; give the data set itself"),
         (TEST.images, "data is of type ndarray, which has no"),
     ):

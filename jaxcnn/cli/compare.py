@@ -13,10 +13,10 @@ from jaxcnn.files import local_path
 HELP = "a table of runs: results, and the settings that differ"
 EXAMPLE = "jaxcnn compare runs/*"
 
-_SECONDS = ("train_seconds", "test_seconds", "compile_seconds")  # of an epoch
-_DATA = ("dataset", "max_train_examples", "max_test_examples")  # settings that say which data
+_SECONDS = [f"{part}_seconds" for part in ("train", "validation", "test", "compile")]
+# Settings that say which data
+_DATA = ("dataset", "max_train_examples", "max_test_examples", "validation_examples", "seed")
 _DIGITS = 12  # of a SHA-256
-_FIGURES, _ALIGN = ("epochs", "best", "last", "loss", "seconds"), ">>>>>"
 
 
 class Run(NamedTuple):
@@ -26,20 +26,32 @@ class Run(NamedTuple):
         name: its folder, as given.
         settings: its config, and `data`, from the SHA-256 of its data.
         rows: one for each finished epoch.
+        split: the set that each epoch was evaluated on; 'train' if there was none, '' if no epoch
+            is finished.
+        best: the row of the best epoch, if one is finished.
+        test_accuracy: of that epoch, if a validation set has chosen it.
     """
 
     name: str
     settings: dict[str, Any]
     rows: list[dict[str, Any]]
+    split: str = ""
+    best: dict[str, Any] | None = None
+    test_accuracy: float | None = None
 
-    def best(self, quantity: str) -> dict[str, Any] | None:
-        """Return the row with the highest value; None if there is none."""
-        rows = [row for row in self.rows if quantity in row]
-        return max(rows, key=lambda row: row[quantity]) if rows else None
+    @property
+    def epochs(self) -> int:
+        """Finished ones."""
+        return self.rows[-1]["epoch"] if self.rows else 0
+
+    @property
+    def best_accuracy(self) -> float | None:
+        """Of the best epoch."""
+        return None if self.best is None else self.best[f"{self.split}_accuracy"]
 
     def last(self, quantity: str) -> float | None:
-        """Return the value of the last epoch."""
-        return self.rows[-1].get(quantity) if self.rows else None
+        """Return the accuracy or the loss of the last epoch."""
+        return self.rows[-1].get(f"{self.split}_{quantity}") if self.rows else None
 
     @property
     def seconds(self) -> float:
@@ -54,18 +66,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Iterator[str]:
-    """Yield the table, the best test accuracy first; what is no run is left out, and told."""
+    """Yield the table, the best accuracy first; what is no run is left out, and told."""
     runs, reasons = _read(options.runs)
     if not runs:
         raise ConfigError("; ".join(reasons))
-    split = "test" if any(run.best("test_accuracy") for run in runs) else "train"
-    accuracy = f"{split}_accuracy"
-    runs.sort(key=lambda run: -(run.best(accuracy) or {accuracy: -1.0})[accuracy])
+    runs.sort(key=lambda run: (run.split == "train", -(run.best_accuracy or 0.0)))
     differing = _differing(runs)
     if options.json:
-        yield from (json.dumps(_as_json(run, split, differing)) for run in runs)
+        yield from (json.dumps(_as_json(run, differing)) for run in runs)
     else:
-        yield from _lines(runs, split, differing)
+        yield from _lines(runs, differing)
     if reasons:
         raise LeftOutError(reasons)
 
@@ -82,14 +92,20 @@ def _read(folders: Sequence[str]) -> tuple[list[Run], list[str]]:
 
 
 def _read_run(name: str) -> Run:
-    from jaxcnn.train.record.logs import JsonLines
+    from jaxcnn.train.record.logs import JsonLines, best_row, evaluated_split
     from jaxcnn.train.record.workdir import read_run
 
     folder = local_path(name, "the folder of a run")
     record = read_run(folder)
     digests = {split: digest[:_DIGITS] for split, digest in record["data"].items()}
     settings = record["config"] | {"data": digests}
-    return Run(name, settings, JsonLines(folder / "metrics.jsonl").rows())
+    rows = JsonLines(folder / "metrics.jsonl").rows()
+    if not rows:
+        return Run(name, settings, rows)
+    tested = record.get("result", {}).get("test", {})
+    return Run(
+        name, settings, rows, evaluated_split(rows[-1]), best_row(rows), tested.get("test_accuracy")
+    )
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
@@ -107,30 +123,49 @@ def _differing(runs: Sequence[Run]) -> list[str]:
     return [key for key in differing if key != "data" or not is_told]
 
 
-def _lines(runs: Sequence[Run], split: str, differing: Sequence[str]) -> Iterator[str]:
-    yield f"{split} accuracy (best and last), {split} loss, seconds in all"
+def _lines(runs: Sequence[Run], differing: Sequence[str]) -> Iterator[str]:
+    splits = list(dict.fromkeys(run.split for run in runs if run.split)) or ["test"]
+    if len(splits) == 1:
+        yield f"{splits[0]} accuracy (best and last), {splits[0]} loss, seconds in all"
+    else:
+        yield "accuracy (best and last) and loss on each run's own set, seconds in all"
     yield ""
-    figures = [(*_FIGURES, "run"), *((*_figures(run, split), run.name) for run in runs)]
+    columns = {
+        "epochs": [f"{run.epochs}/{run.settings['num_epochs']}" for run in runs],
+        "on": [run.split or "-" for run in runs],
+        "best": [_decimal(run.best_accuracy) for run in runs],
+        "last": [_decimal(run.last("accuracy")) for run in runs],
+        "loss": [_decimal(run.last("loss")) for run in runs],
+        "test": [_decimal(run.test_accuracy) for run in runs],
+        "seconds": [f"{run.seconds:,.1f}" for run in runs],
+        "run": [run.name for run in runs],
+    }
+    if len(splits) == 1:
+        del columns["on"]
+    if all(run.test_accuracy is None for run in runs):
+        del columns["test"]
+    figures = [list(columns), *map(list, zip(*columns.values(), strict=True))]
     values = [differing, *([_value(run, key) for key in differing] for run in runs)]
     rows = [(*left, *right) for left, right in zip(figures, values, strict=True)]
-    lines = table(rows, _ALIGN + "<" * (1 + len(differing)))
+    align = ">" * (len(columns) - 1)
+    lines = table(rows, align + "<" * (1 + len(differing)))
     if max(map(len, lines)) <= line_width():
         yield from lines
     else:
-        yield from _narrow(runs, figures, differing)
+        yield from _narrow(runs, figures, align, differing)
     if len(runs) > 1 and not differing:
         yield ""
         yield "the runs differ in no setting"
 
 
 def _narrow(
-    runs: Sequence[Run], figures: Sequence[Sequence[str]], differing: Sequence[str]
+    runs: Sequence[Run], figures: Sequence[Sequence[str]], align: str, differing: Sequence[str]
 ) -> Iterator[str]:
     """Yield lines with what differs below each; the names too, where they are too long."""
-    lines = table(figures, f"{_ALIGN}<")
+    lines = table(figures, f"{align}<")
     are_long = max(map(len, lines)) > line_width()
     if are_long:
-        lines = table([row[:-1] for row in figures], _ALIGN)
+        lines = table([row[:-1] for row in figures], align)
     yield lines[0]
     for run, line in zip(runs, lines[1:], strict=True):
         yield line
@@ -146,15 +181,8 @@ def _narrow(
             )
 
 
-def _figures(run: Run, split: str) -> list[str]:
-    best = run.best(f"{split}_accuracy")
-    numbers = (
-        best and best[f"{split}_accuracy"],
-        run.last(f"{split}_accuracy"),
-        run.last(f"{split}_loss"),
-    )
-    epochs = f"{run.rows[-1]['epoch'] if run.rows else 0}/{run.settings['num_epochs']}"
-    return [epochs, *("-" if x is None else f"{x:.4f}" for x in numbers), f"{run.seconds:,.1f}"]
+def _decimal(number: float | None) -> str:
+    return "-" if number is None else f"{number:.4f}"
 
 
 def _value(run: Run, key: str) -> str:
@@ -164,17 +192,17 @@ def _value(run: Run, key: str) -> str:
     return " ".join(value.values()) if key == "data" else f"{value}" or "''"
 
 
-def _as_json(run: Run, split: str, differing: Sequence[str]) -> dict[str, Any]:
-    best = run.best(f"{split}_accuracy")
+def _as_json(run: Run, differing: Sequence[str]) -> dict[str, Any]:
     return {
         "run": run.name,
-        "epochs": run.rows[-1]["epoch"] if run.rows else 0,
+        "epochs": run.epochs,
         "num_epochs": run.settings["num_epochs"],
-        "split": split,
-        "best_accuracy": best and best[f"{split}_accuracy"],
-        "best_epoch": best and best["epoch"],
-        "last_accuracy": run.last(f"{split}_accuracy"),
-        "last_loss": run.last(f"{split}_loss"),
+        "split": run.split or None,
+        "best_accuracy": run.best_accuracy,
+        "best_epoch": run.best and run.best["epoch"],
+        "last_accuracy": run.last("accuracy"),
+        "last_loss": run.last("loss"),
+        "test_accuracy": run.test_accuracy,
         "seconds": run.seconds,
         "differing": {key: run.settings.get(key) for key in differing},
     }

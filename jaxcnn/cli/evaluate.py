@@ -1,4 +1,4 @@
-"""Evaluate a trained model on the test or the training set of its run."""
+"""Evaluate a trained model on the test, validation or training set of its run."""
 
 import argparse
 import json
@@ -23,7 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `jaxcnn evaluate` to its parser."""
     add_run(parser)
     parser.add_argument(
-        "--split", choices=("test", "train"), default="test", help="on which set (test)"
+        "--split",
+        choices=("test", "validation", "train"),
+        default="test",
+        help="on which set (test)",
     )
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
 

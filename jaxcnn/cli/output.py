@@ -110,7 +110,7 @@ def add_which(parser: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         default="best",
         type=_which,
-        help="'best' (test accuracy, the default), 'last', or the number of a step",
+        help="'best' (by validation, else test accuracy; the default), 'last', or a step",
     )
 
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_SPLITS = (("train", "#3366aa", "o"), ("test", "#cc5522", "s"))
+_SPLITS = (("train", "#3366aa", "o"), ("validation", "#338855", "^"), ("test", "#cc5522", "s"))
 
 
 def curves_figure(rows: Sequence[dict[str, Any]], title: str = "") -> "Figure":
-    """Return a figure of loss and accuracy over the epochs, of training and of test.
+    """Return a figure of loss and accuracy over the epochs, of each set that they were taken on.
 
     Args:
-        rows: as of `metrics.jsonl`, one per epoch, at least one; without a test set they lack the
-            numbers of that.
+        rows: as of `metrics.jsonl`, one per epoch, at least one; without a set that is held out
+            they lack the numbers of that.
         title: above it.
     """
     # Here, so that a run starts without waiting for Matplotlib. The canvas needs no display.
@@ -44,7 +44,7 @@ def curves_figure(rows: Sequence[dict[str, Any]], title: str = "") -> "Figure":
 
 
 def plot_curves(rows: Sequence[dict[str, Any]], path: str | Path, title: str = "") -> None:
-    """Draw loss and accuracy over the epochs, training and test, into a file.
+    """Draw loss and accuracy over the epochs into a file.
 
     Args:
         rows: see `curves_figure`.

@@ -47,9 +47,9 @@ def _points(run: Run, quantity: str) -> list[dict[str, Any]]:
     rows = run.rows[::-1][::every][::-1]  # with the last
     return [
         {"run": run.name, "split": split, "epoch": row["epoch"], quantity: float(f"{row[key]:.5g}")}
-        for split, key in (("training", f"train_{quantity}"), ("test", f"test_{quantity}"))
+        for split, name in (("training", "train"), ("validation", "validation"), ("test", "test"))
         for row in rows
-        if key in row
+        if (key := f"{name}_{quantity}") in row
     ]
 
 

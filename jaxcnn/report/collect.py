@@ -15,7 +15,7 @@ from jaxcnn.errors import ConfigError, JaxcnnError
 from jaxcnn.files import local_path
 from jaxcnn.report.layers import Convolution, find_convolutions
 from jaxcnn.scores import Evaluation, wilson_interval
-from jaxcnn.train.record.logs import JsonLines, Row
+from jaxcnn.train.record.logs import JsonLines, Row, best_row, evaluated_split
 from jaxcnn.train.record.workdir import read_run
 from jaxcnn.trained import Trained, load
 
@@ -52,7 +52,7 @@ class Run:
         checkpoint: which one is shown; '' if none can be loaded.
         parameters: how many there are.
         evaluation: None if the data are not there.
-        has_own_data: whether it was evaluated on the test set of its log.
+        evaluated_on: 'test' or 'validation' for its own set, '' for other images.
         mistakes: the most confident ones.
         convolutions: in the order of the computation.
         image: uint8 [H, W, C], that the feature maps are of; None if there are no maps.
@@ -65,7 +65,7 @@ class Run:
     checkpoint: str = ""
     parameters: int = 0
     evaluation: Evaluation | None = None
-    has_own_data: bool = False
+    evaluated_on: str = ""
     mistakes: list[Mistake] = dataclasses.field(default_factory=list)
     convolutions: list[Convolution] = dataclasses.field(default_factory=list)
     image: np.ndarray | None = None
@@ -99,9 +99,11 @@ def collect(
         name: of the run on the page.
         record: of its `run.json`.
         which: checkpoint; see `jaxcnn.load`.
-        data: to evaluate on; None for the run's own test set.
+        data: to evaluate on; None for the run's own test set, or its validation set as long as that
+            has not chosen an epoch.
     """
-    which = "last" if which == "best" and "test" not in record["data"] else which
+    is_evaluated = not {"test", "validation"}.isdisjoint(record["data"])
+    which = "last" if which == "best" and not is_evaluated else which
     try:
         trained = load(folder, which)
     except JaxcnnError as error:
@@ -117,7 +119,9 @@ def collect(
         parameters=sum(x.size for x in jax.tree.leaves(trained.variables["params"])),
     )
     try:
-        dataset = _load_test_set(trained, record) if data is None else data
+        dataset, split = _load_own(trained, record) if data is None else (data, "")
+        if data is not None and data.digest() == record["data"].get("test"):
+            split = "test"
         evaluation = trained.evaluate(dataset)
     except JaxcnnError as error:
         run.notes.append(f"The model cannot be evaluated: {error}.")
@@ -126,7 +130,7 @@ def collect(
     return dataclasses.replace(
         run,
         evaluation=evaluation,
-        has_own_data=data is None or data.digest() == record["data"].get("test"),
+        evaluated_on=split,
         mistakes=_find_mistakes(evaluation, dataset.images),
         convolutions=find_convolutions(trained, image),
         image=image,
@@ -145,12 +149,16 @@ def _describe_checkpoint(trained: Trained) -> str:
     return "".join(f"epoch {epoch}, " for epoch in epochs) + f"step {trained.step:,}"
 
 
-def _load_test_set(trained: Trained, record: dict[str, Any]) -> Dataset:
-    if "test" not in record["data"]:
+def _load_own(trained: Trained, record: dict[str, Any]) -> tuple[Dataset, str]:
+    """Return the set to evaluate on, and its name; the test set is not looked at too early."""
+    is_chosen = "test" in record.get("result", {})
+    splits = ("test", "validation") if is_chosen else ("validation", "test")
+    split = next((split for split in splits if split in record["data"]), None)
+    if split is None:
         raise ConfigError("the run has no test set")
     if not is_dataset(trained.config.dataset):
         raise ConfigError(f"its data, {trained.config.dataset}, are not in jaxcnn.data.DATASETS")
-    return trained.dataset("test")
+    return trained.dataset(split), split
 
 
 def _find_mistakes(evaluation: Evaluation, images: np.ndarray) -> list[Mistake]:
@@ -179,11 +187,21 @@ def name_runs(folders: Sequence[Path]) -> list[str]:
 
 
 def data_note(runs: Sequence[Run]) -> str:
-    """Return a sentence if runs were tested on different images; else ''."""
-    tested = {run.record["data"].get("test") for run in runs} - {None}
-    if len(tested) < 2:
-        return ""
-    return "The runs were tested on different images, so their figures and curves do not compare."
+    """Return a sentence if runs were evaluated on different images; else ''."""
+
+    def digests(*splits: str) -> set[str]:
+        """Return those of the first of the sets that each run has."""
+        data = [run.record["data"] for run in runs]
+        found = (next((each[split] for split in splits if split in each), "") for each in data)
+        return set(found) - {""}
+
+    if len(digests("test")) > 1:
+        return (
+            "The runs were tested on different images, so their figures and curves do not compare."
+        )
+    if len(digests("validation", "test")) > 1:
+        return "The curves are of different validation images, so they compare roughly."
+    return ""
 
 
 def tabulate(columns: Iterable[dict[str, str]]) -> Table:
@@ -234,10 +252,12 @@ def describe_results(run: Run) -> dict[str, str]:
     if not rows:
         return results
     last = rows[-1]
-    if "test_accuracy" in last:
-        best = max(rows, key=lambda row: row["test_accuracy"])
-        results |= _describe_accuracy(run, "Best", best) | _describe_accuracy(run, "Last", last)
-        results["Last test loss"] = f"{last['test_loss']:.4f}"
+    if (split := evaluated_split(last)) != "train":
+        results |= _describe_accuracy(run, "Best", split, best_row(rows))
+        results |= _describe_accuracy(run, "Last", split, last)
+        results[f"Last {split} loss"] = f"{last[f'{split}_loss']:.4f}"
+    if tested := run.record.get("result", {}).get("test"):
+        results |= _describe_accuracy(run, "Chosen", "test", tested)
     seconds = sum(row["train_seconds"] for row in rows)
     images = sum(row["train_seconds"] * row["images_per_second"] for row in rows)
     compiling = sum(row.get("compile_seconds", 0.0) for row in rows)
@@ -251,11 +271,11 @@ def describe_results(run: Run) -> dict[str, str]:
     }
 
 
-def _describe_accuracy(run: Run, which: str, row: Row) -> dict[str, str]:
-    """Return the test accuracy of an epoch, and its interval if the number of images is known."""
-    accuracy, evaluation = row["test_accuracy"], run.evaluation
-    described = {f"{which} test accuracy": f"{accuracy:.4f} in epoch {row['epoch']}"}
-    if evaluation is None or not run.has_own_data:
+def _describe_accuracy(run: Run, which: str, split: str, row: Row) -> dict[str, str]:
+    """Return the accuracy of an epoch, and its interval if the number of images is known."""
+    accuracy, evaluation = row[f"{split}_accuracy"], run.evaluation
+    described = {f"{which} {split} accuracy": f"{accuracy:.4f} in epoch {row['epoch']}"}
+    if evaluation is None or run.evaluated_on != split:
         return described
     low, high = wilson_interval(round(accuracy * evaluation.count), evaluation.count)
     return described | {f"{which}: 95 % interval": f"{low:.4f} to {high:.4f}"}

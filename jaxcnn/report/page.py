@@ -30,6 +30,7 @@ from jaxcnn.report.collect import (
     split,
     tabulate,
 )
+from jaxcnn.train.record.logs import evaluated_split
 
 _MAX_PIXELS = 112  # of a picture's height and width in the file
 
@@ -148,6 +149,7 @@ def render(runs: Sequence[Run], vega: str, title: str | None = None) -> str:
         title=title,
         colors=[charts.run_color(i, len(runs)) for i in range(len(runs))],
         specs=specs,
+        held_out=_held_out(runs),
         note=data_note(runs),
         results=tabulate(map(describe_results, runs)),
         settings=split(tabulate(map(describe_settings, runs))),
@@ -158,6 +160,12 @@ def render(runs: Sequence[Run], vega: str, title: str | None = None) -> str:
         script=(files / "page.js").read_text("utf-8"),
         vega=vega.replace("</script", "<\\/script"),
     )
+
+
+def _held_out(runs: Sequence[Run]) -> list[str]:
+    """Return the names of the sets that epochs were evaluated on."""
+    found = {evaluated_split(run.rows[-1]) for run in runs if run.rows}
+    return [split for split in ("validation", "test") if split in found]
 
 
 def png(image: np.ndarray) -> str:

@@ -22,7 +22,10 @@ class Logger(Protocol):
         """
 
     def write(self, row: Row) -> None:
-        """Take the results of an epoch, once they are saved: a row of `metrics.jsonl`."""
+        """Take the results of an epoch, once they are saved: a row of `metrics.jsonl`.
+
+        A run with a validation set ends with a row of the test results of its best epoch.
+        """
 
     def close(self) -> None:
         """End: the run has ended, or has been stopped."""

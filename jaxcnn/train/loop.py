@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from jaxcnn.train.loggers import Logger, Loggers
 from jaxcnn.train.metrics import Metrics
 from jaxcnn.train.pace import Pace
 from jaxcnn.train.prepare import Setup, prepare
-from jaxcnn.train.programs import Programs
+from jaxcnn.train.programs import Evaluator, Programs
 from jaxcnn.train.record import report
 from jaxcnn.train.record.display import Display
 from jaxcnn.train.record.environment import describe_environment
 from jaxcnn.train.record.integrity import check_finite_means
-from jaxcnn.train.record.logs import Row, epoch_row, step_row
+from jaxcnn.train.record.logs import Row, best_row, epoch_row, step_row, test_row
 from jaxcnn.train.record.notebook import create_display
 from jaxcnn.train.record.progress import Progress
 from jaxcnn.train.record.signals import StopSignal
@@ -38,10 +38,14 @@ def train_and_evaluate(
     model: nn.Module | None = None,
     optimizer: optax.GradientTransformation | None = None,
     train: Any = None,
+    validation: Any = None,
     test: Any = None,
     loggers: Sequence[Logger] = (),
 ) -> TrainState:
     """Train a model and evaluate it after each epoch, resuming where an earlier call stopped.
+
+    With a validation set, each epoch is evaluated on that, and at the end the best epoch, once, on
+    the test set. Without one, each epoch is evaluated on the test set.
 
     While it trains, a signal to stop (SIGINT, SIGTERM), a hang-up or a scheduler's warning (SIGHUP,
     SIGUSR1, SIGUSR2, SIGXCPU) makes it save and stop after the steps in progress.
@@ -53,6 +57,7 @@ def train_and_evaluate(
             checked by `jaxcnn.train.prepare.prepare`, which says what they must be.
         optimizer: likewise.
         train: training set, likewise.
+        validation: validation set, likewise.
         test: test set, likewise.
         loggers: take the results of each epoch, too; see `jaxcnn.train.loggers`.
 
@@ -68,7 +73,9 @@ def train_and_evaluate(
         StoppedError: after saving, if a signal asked to stop.
     """
     workdir = local_path(workdir, "workdir")  # before any work
-    setup = prepare(config, model=model, optimizer=optimizer, train=train, test=test)
+    setup = prepare(
+        config, model=model, optimizer=optimizer, train=train, validation=validation, test=test
+    )
     state, _ = run(setup, workdir, loggers)
     return state
 
@@ -97,12 +104,16 @@ def run(
         display.print(report.describe(setup, workdir))
         setup, progress = _resume(setup, record, display)
         state = setup.state
-        if not _is_over(progress.epoch, config, record.rows()):
-            with Loggers(loggers, display.print) as each:
+        is_over = _is_over(progress.epoch, config, record.rows())
+        if not is_over or (_must_test(setup, record) and record.rows()):
+            with Loggers(loggers, display.print) as each, StopSignal() as stop:
                 each.start(setup.settings, int(state.step))
-                state = _train(setup, progress, record, display, each)
+                if not is_over:
+                    state = _train(setup, progress, record, display, stop, each)
+                if _must_test(setup, record):
+                    each.write(_test(setup, state, record, display, stop))
         record.finish()
-        display.print(report.summarize(record.rows(), workdir))
+        display.print(report.summarize(record.rows(), record.tested(), workdir))
         return state, record.rows()
 
 
@@ -131,21 +142,60 @@ def _train(
     progress: Progress,
     run: Workdir | Unsaved,
     display: Display,
+    stop: StopSignal,
     loggers: Loggers,
 ) -> TrainState:
     """Compile, and train to the last epoch."""
     with display.compiling():
         programs = Programs(setup)
-    with StopSignal() as stop:
-        display.print(f"compiled in {programs.compile_seconds:.1f} s")
-        trainer = Trainer(setup, programs, run, display, stop, progress, loggers)
-        while not _is_over(trainer.progress.epoch, setup.config, run.rows()):
-            trainer.train_epoch()
-        if trainer.progress.epoch < setup.config.num_epochs:
-            display.print(
-                f"no better for {setup.config.patience} epochs, so it ends here (patience)"
-            )
+    display.print(f"compiled in {programs.compile_seconds:.1f} s")
+    trainer = Trainer(setup, programs, run, display, stop, progress, loggers)
+    while not _is_over(trainer.progress.epoch, setup.config, run.rows()):
+        trainer.train_epoch()
+    if trainer.progress.epoch < setup.config.num_epochs:
+        display.print(f"no better for {setup.config.patience} epochs, so it ends here (patience)")
     return trainer.state
+
+
+def _must_test(setup: Setup, run: Workdir | Unsaved) -> bool:
+    """Return whether a validation set has chosen an epoch that has not been tested yet."""
+    return setup.validation is not None and setup.test is not None and run.tested() is None
+
+
+def _test(
+    setup: Setup, state: TrainState, run: Workdir | Unsaved, display: Display, stop: StopSignal
+) -> Row:
+    """Evaluate the best epoch on the test set, and record the results."""
+    assert setup.test is not None
+
+    def stop_if_asked() -> None:
+        if stop.received is not None:
+            raise StoppedError(
+                f"stopped by {stop.received.name} before the test set was evaluated "
+                f"{run.what_is_left(int(state.step))}",
+                stop.received,
+            )
+
+    best = run.best_state(state, warn=display.print)
+    display.evaluating()
+    start = time.perf_counter()
+    evaluator = Evaluator(dataclasses.replace(setup, state=best), setup.test)
+    sums = _last_of(evaluator.totals(best), stop_if_asked)
+    row = test_row(int(best.step), run.rows(), sums, time.perf_counter() - start)
+    run.record_test(row)
+    return row
+
+
+def _last_of(totals: Iterator[Metrics], stop_if_asked: Callable[[], None]) -> Metrics:
+    """Return the last of the running totals; stay one call ahead of the device, no more."""
+    latest = None
+    for each in totals:
+        stop_if_asked()
+        if latest is not None:
+            jax.block_until_ready(latest)
+        latest = each
+    assert latest is not None  # a data set is never empty
+    return latest.total()
 
 
 def _is_over(epoch: int, config: ConfigDict, rows: list[Row]) -> bool:
@@ -154,9 +204,7 @@ def _is_over(epoch: int, config: ConfigDict, rows: list[Row]) -> bool:
         return True
     if not config.patience or not rows:
         return False
-    key = "test_accuracy" if "test_accuracy" in rows[-1] else "train_accuracy"
-    best = max(rows, key=lambda row: row[key])
-    return rows[-1]["epoch"] - best["epoch"] >= config.patience
+    return rows[-1]["epoch"] - best_row(rows)["epoch"] >= config.patience
 
 
 class Trainer:
@@ -196,7 +244,8 @@ class Trainer:
             adapts=setup.config.steps_per_call == 0,
             checkpoint_every=setup.config.checkpoint_every_steps,
         )
-        self._steps_per_epoch, self._has_test = setup.steps_per_epoch, setup.test is not None
+        self._steps_per_epoch = setup.steps_per_epoch
+        self._held_out = setup.held_out and setup.held_out[0]  # the name of the set
         self._compile_seconds = programs.compile_seconds
         self._step = int(self.state.step)  # steps whose metrics are recorded
         self._step_rows: list[Row] = []  # since the last checkpoint
@@ -206,11 +255,12 @@ class Trainer:
     def train_epoch(self) -> None:
         """Train to the end of the epoch, evaluate, log and save; or stop where a signal asks."""
         self._take_steps()
-        test, start = None, time.perf_counter()
-        if self._has_test:
+        held_out, start = None, time.perf_counter()
+        if self._held_out:
             self._display.evaluating()
-            test = self._evaluate()
-        self._finish_epoch(test, time.perf_counter() - start)
+            sums = self._evaluate()
+            held_out = self._held_out, sums, time.perf_counter() - start
+        self._finish_epoch(held_out)
         self._stop_if_asked()
 
     def _take_steps(self) -> None:
@@ -250,32 +300,25 @@ class Trainer:
             self._display.step(epoch, self._step, total.count / seconds, total.means())
 
     def _evaluate(self) -> Metrics:
-        """Return the sums over the test set; stop after the call in progress if a signal asks."""
-        latest = None
-        for totals in self._programs.evaluate(self.state, self._pace.steps_in_time()):
-            self._stop_if_asked()
-            if latest is not None:
-                jax.block_until_ready(latest)  # stay one call ahead of the device, no more
-            latest = totals
-        assert latest is not None  # a test set, if there is one, is never empty
-        return latest.total()
+        """Return the sums over the set held out; stop after the call in progress if asked to."""
+        totals = self._programs.evaluate(self.state, self._pace.steps_in_time())
+        return _last_of(totals, self._stop_if_asked)
 
-    def _finish_epoch(self, test: Metrics | None, test_seconds: float) -> None:
+    def _finish_epoch(self, held_out: tuple[str, Metrics, float] | None) -> None:
         """Log, save and show the results of the epoch."""
         epoch, train = self.progress.epoch + 1, self.progress.metrics
         seconds = self.progress.seconds
-        if test is not None:
-            check_finite_means(test.means(), self._step, "test")
-        row = epoch_row(
-            epoch, self._step, train, seconds, test, test_seconds, self._compile_seconds
-        )
+        results, accuracy = {"train": train.means()}, None
+        if held_out is not None:
+            split, sums, _ = held_out
+            results[split], accuracy = sums.means(), sums.accuracy()
+            check_finite_means(results[split], self._step, split)
+        row = epoch_row(epoch, self._step, train, seconds, held_out, self._compile_seconds)
         self._compile_seconds = 0.0
-        self.progress = Progress(epoch, test_accuracy=None if test is None else test.accuracy())
+        self.progress = Progress(epoch, accuracy=accuracy)
         self._save(row)
         self._loggers.write(row)
-        test_means = None if test is None else test.means()
-        rate = train.count / seconds
-        self._display.epoch(epoch, self._step, rate, train.means(), test_means)
+        self._display.epoch(epoch, self._step, train.count / seconds, results)
 
     def _save(self, row: Row | None = None) -> None:
         self._run.save(self.state, self.progress, self._step_rows, row)

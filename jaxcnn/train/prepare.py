@@ -16,6 +16,7 @@ from jaxcnn.config import DTYPES, check_batches, check_values, to_settings, vali
 from jaxcnn.data import DATASETS, Dataset, check_dataset, load_dataset, preprocess
 from jaxcnn.data.augment import parse_augmentation, parse_mixing
 from jaxcnn.data.pipeline import batch_sizes, epoch_sizes
+from jaxcnn.data.split import split_validation
 from jaxcnn.errors import ConfigError
 from jaxcnn.keys import Purpose, derive_key
 from jaxcnn.models import MODELS, describe_model, is_own_model
@@ -40,7 +41,8 @@ class Setup:
     Attributes:
         config: as it was given.
         parallel: the devices.
-        train: the training set.
+        train: the training set, without the validation set.
+        validation: the set to choose an epoch by; None if there is none.
         test: the test set; None if there is none.
         model: maps images to logits; its axis name is that of `parallel`.
         optimizer: created the state.
@@ -53,11 +55,18 @@ class Setup:
     config: ConfigDict
     parallel: DataParallel
     train: Dataset
+    validation: Dataset | None
     test: Dataset | None
     model: nn.Module
     optimizer: optax.GradientTransformation
     state: TrainState
     settings: dict[str, Any]
+
+    @property
+    def held_out(self) -> tuple[str, Dataset] | None:
+        """The set that each epoch is evaluated on, and its name: 'validation', or else 'test'."""
+        sets = {"validation": self.validation, "test": self.test}
+        return next(((name, data) for name, data in sets.items() if data is not None), None)
 
     @property
     def full_batches(self) -> int:
@@ -107,7 +116,7 @@ class Setup:
 
     def digests(self) -> dict[str, str]:
         """Return the SHA-256 of each split of the data."""
-        splits = {"train": self.train, "test": self.test}
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split.digest() for name, split in splits.items() if split is not None}
 
     def facts(self) -> dict[str, Any]:
@@ -128,6 +137,7 @@ def prepare(
     model: nn.Module | None = None,
     optimizer: optax.GradientTransformation | None = None,
     train: Any = None,
+    validation: Any = None,
     test: Any = None,
     has_test: bool = True,
 ) -> Setup:
@@ -135,17 +145,19 @@ def prepare(
 
     An object, if given, replaces what the config names: `model` the one of `config.model`,
     `num_classes` and `implementation`; `optimizer` the one of `config.optimizer`, `schedule` and
-    their hyperparameters; `train` and `test` those of `config.dataset`. The other keys apply to
-    objects too, such as `image_size` and `max_train_examples` to data; `dtype` applies to the
-    images and the stored parameters (a model object chooses its own for the computation).
+    their hyperparameters; `train` and `test` those of `config.dataset`; `validation` what
+    `config.validation_examples` takes from the training set. The other keys apply to objects too,
+    such as `image_size` and `max_train_examples` to data; `dtype` applies to the images and the
+    stored parameters (a model object chooses its own for the computation).
 
     Args:
         config: see `jaxcnn.get_default_config`.
         model: a linen module that follows `jaxcnn.train.protocol.check_model`.
         optimizer: follows `jaxcnn.train.protocol.check_optimizer`.
         train: a training set that follows `jaxcnn.data.check_dataset`.
+        validation: a validation set, likewise.
         test: a test set, likewise.
-        has_test: whether there is a test set; if not, nothing is evaluated.
+        has_test: whether there is a test set.
 
     Raises:
         ConfigError: if a value of the config or an object is not accepted, or they do not fit
@@ -166,7 +178,7 @@ def prepare(
     if optimizer is None:
         check_recipe(config)
     settings = _settings(config, model, optimizer, train, test if has_test else train)
-    train, test = _load_data(config, train, test, has_test)
+    train, validation, test = _load_data(config, train, validation, test, has_test)
     parallel = DataParallel(config.num_devices)
     num_devices = len(parallel.devices)
     check_batches(config.batch_size, len(train.labels), num_devices, config.last_batch)
@@ -193,7 +205,7 @@ def prepare(
         optimizer = create_optimizer(config, num_steps)
     check_optimizer(optimizer, jax.eval_shape(partial(create_state, optax.identity())).params)
     state = parallel.replicate(parallel.compile_and_run(partial(create_state, optimizer)))
-    return Setup(config, parallel, train, test, model, optimizer, state, settings)
+    return Setup(config, parallel, train, validation, test, model, optimizer, state, settings)
 
 
 def _settings(config: ConfigDict, model: Any, optimizer: Any, train: Any, test: Any) -> dict:
@@ -209,9 +221,9 @@ def _settings(config: ConfigDict, model: Any, optimizer: Any, train: Any, test: 
 
 
 def _load_data(
-    config: ConfigDict, train: Any, test: Any, has_test: bool
-) -> tuple[Dataset, Dataset | None]:
-    """Return the training and the test set: those given, or those that the config names."""
+    config: ConfigDict, train: Any, validation: Any, test: Any, has_test: bool
+) -> tuple[Dataset, Dataset | None, Dataset | None]:
+    """Return the training, validation and test set: those given, or those that the config names."""
 
     def load(split: str, given: Any, limit: int) -> Dataset:
         if given is not None:
@@ -221,20 +233,35 @@ def _load_data(
         ).first(limit)
 
     train = load("train", train, config.max_train_examples)
+    if validation is not None:
+        if config.validation_examples:
+            raise ConfigError(
+                f"config.validation_examples is {config.validation_examples}, and a validation set "
+                "is given as well; give one of them"
+            )
+        validation = check_dataset(validation, "validation")
+        _check_alike(train, validation, "validation")
+    elif config.validation_examples:
+        train, validation = split_validation(train, config.validation_examples, config.seed)
     if not has_test:
-        return train, None
+        return train, validation, None
     test = load("test", test, config.max_test_examples)
-    if train.images.shape[1:] != test.images.shape[1:]:
+    _check_alike(train, test, "test")
+    return train, validation, test
+
+
+def _check_alike(train: Dataset, other: Dataset, name: str) -> None:
+    """Check that another set has images of the shape and the classes of the training set."""
+    if train.images.shape[1:] != other.images.shape[1:]:
         raise ConfigError(
-            f"train.images are {_size(train)} and test.images {_size(test)}; give images of one "
+            f"train.images are {_size(train)} and {name}.images {_size(other)}; give images of one "
             "shape"
         )
-    if train.class_names != test.class_names:
+    if train.class_names != other.class_names:
         raise ConfigError(
-            f"train.class_names are {train.class_names} and test.class_names {test.class_names}; "
-            "give both sets the same"
+            f"train.class_names are {train.class_names} and {name}.class_names "
+            f"{other.class_names}; give both sets the same"
         )
-    return train, test
 
 
 def _size(dataset: Dataset) -> str:

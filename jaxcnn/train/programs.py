@@ -1,4 +1,4 @@
-"""The two compiled functions of a run, train and evaluate, over data that stay on the devices.
+"""The compiled functions of a run, train and evaluate, over data that stay on the devices.
 
 Training finds its place in the data from the step count in the state, evaluation carries its
 position from call to call, and both take as many steps as they are told: the host sends nothing per
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from ml_collections import ConfigDict
 
 from jaxcnn.config import DTYPES
 from jaxcnn.data import Dataset, epoch_batches, preprocess
@@ -39,7 +40,7 @@ class DeviceData(NamedTuple):
 
 
 class Programs:
-    """Train and evaluate on the devices; compiled when created.
+    """Train, and evaluate on the set that is held out; compiled when created.
 
     Attributes:
         compile_seconds: what compiling took.
@@ -55,14 +56,7 @@ class Programs:
         config, parallel = setup.config, setup.parallel
         self.max_steps = config.steps_per_call or _default_steps(setup)
         self._train_data = parallel.replicate(_device_data(setup.train))
-        # Metrics have the dtype of the loss: float64 in a float64 computation, else float32.
-        dtype = jnp.float64 if config.dtype == "float64" else jnp.float32
-        self._no_metrics = partial(Metrics.zeros, dtype=dtype)
-        self._eval_start = parallel.replicate((self._no_metrics(), jnp.zeros((), jnp.int32)))
-        # A scalar per number of steps, on the devices already: a call then transfers nothing.
-        self._counts = parallel.replicate(
-            tuple(jnp.asarray(n, jnp.int32) for n in range(self.max_steps + 1))
-        )
+        self._counts = _counts(setup, self.max_steps)
         self._loss = create_loss(config, setup.train, setup.num_logits)
         self._augmentations = [function for _, function in parse_augmentation(config.augmentation)]
         self._mixing = parse_mixing(config.mixing)
@@ -73,9 +67,9 @@ class Programs:
             is_last: self._compile_train(batches)
             for is_last, batches in self._train_batches.items()
         }
-        self._num_test_batches = 0
-        if setup.test is not None:
-            self._load_test_set(setup.test)
+        self._evaluator = None
+        if setup.held_out is not None:
+            self._evaluator = Evaluator(setup, setup.held_out[1], self.max_steps)
         self.compile_seconds = time.perf_counter() - start
 
     def train(self, state: TrainState, step: int, count: int) -> tuple[TrainState, Metrics]:
@@ -105,35 +99,19 @@ class Programs:
         return program(state, self._counts[count], self._train_data, batches)
 
     def evaluate(self, state: TrainState, count: int | None = None) -> Iterator[Metrics]:
-        """Yield running totals over the test set, without waiting for the device.
-
-        The last one covers the whole set, each example once. Without a test set there is none.
+        """Yield running totals over the set that is held out; nothing if there is none.
 
         Args:
             state: to evaluate.
             count: batches per call; None for `max_steps`.
         """
-        total, position = self._eval_start
-        for done in range(0, self._num_test_batches, count or self.max_steps):
-            steps = min(count or self.max_steps, self._num_test_batches - done)
-            total, position = self._eval_program(
-                state, total, position, self._counts[steps], self._test_data, self._test_batches
-            )
-            yield total
+        if self._evaluator is not None:
+            yield from self._evaluator.totals(state, count)
 
     def _compile_train(self, batches: jax.Array) -> Callable:
         """Compile training on the full batches, or on a last one of another size."""
         args = (self._setup.state, self._counts[1], self._train_data, batches)
         return self._setup.parallel.compile(self._train_program, *args, donate=(0,))
-
-    def _load_test_set(self, test: Dataset) -> None:
-        """Put the test set on the devices, and compile evaluation on it."""
-        parallel = self._setup.parallel
-        batches = padded_batches(len(test.labels), self._setup.config.batch_size)
-        self._num_test_batches, self._test_batches = len(batches), parallel.shard(batches)
-        self._test_data = parallel.replicate(_device_data(test))
-        args = (self._setup.state, *self._eval_start, self._counts[1], self._test_data)
-        self._eval_program = parallel.compile(self._evaluate_program, *args, self._test_batches)
 
     def _shard_epoch(self, epoch: int) -> dict[bool, jax.Array]:
         """Return an epoch's indices on the devices: the full batches, and a last one that is not.
@@ -164,7 +142,7 @@ class Programs:
             state, metrics = self._take_step(state, data, batches)
             return state, jax.tree.map(lambda entry, x: entry.at[i].set(x), entries, metrics)
 
-        return lax.fori_loop(0, count, body, (state, self._no_metrics((self.max_steps,))))
+        return lax.fori_loop(0, count, body, (state, _no_metrics(self._setup, (self.max_steps,))))
 
     def _take_step(
         self, state: TrainState, data: DeviceData, batches: jax.Array
@@ -173,7 +151,7 @@ class Programs:
         setup = self._setup
         # A last batch of another size is row 0 of an array of its own.
         position = jnp.minimum(state.step % setup.steps_per_epoch, batches.shape[0] - 1)
-        images, labels = self._batch(data, batches[position])
+        images, labels = _batch(setup.config, data, batches[position])
         images = self._augment(images, batches[position], state.step)
         return train_step(
             state,
@@ -185,40 +163,6 @@ class Programs:
             seed=setup.config.seed,
             axis_name=setup.parallel.axis_name,
         )
-
-    def _evaluate_program(
-        self,
-        state: TrainState,
-        total: Metrics,
-        position: jax.Array,
-        count: jax.Array,
-        data: DeviceData,
-        batches: jax.Array,
-    ) -> tuple[Metrics, jax.Array]:
-        """Add the metrics of the next `count` of `batches`, int32 [S, B], -1 for padding."""
-        step = partial(
-            eval_step,
-            model=self._setup.model,
-            test_augmentation=self._setup.config.test_augmentation,
-            axis_name=self._setup.parallel.axis_name,
-        )
-
-        def add_batch(_: int | jax.Array, carry: tuple[Metrics, jax.Array]):
-            total, position = carry
-            images, labels = self._batch(data, batches[position])
-            weights = (batches[position] >= 0).astype(jnp.float32)
-            return total + step(state, images, labels, weights), position + 1
-
-        if self.max_steps == 1:
-            return add_batch(0, (total, position))
-        return lax.fori_loop(0, count, add_batch, (total, position))
-
-    def _batch(self, data: DeviceData, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Gather and preprocess a batch."""
-        config = self._setup.config
-        images = jnp.take(data.images, indices, axis=0, mode="clip")
-        labels = jnp.take(data.labels, indices, axis=0, mode="clip")
-        return preprocess(images, config.image_size, DTYPES[config.dtype]), labels
 
     def _augment(self, images: jax.Array, indices: jax.Array, step: jax.Array) -> jax.Array:
         """Augment a training batch, with random numbers that depend on (seed, step, example)."""
@@ -245,6 +189,90 @@ class Programs:
         dtype = jnp.promote_types(images.dtype, jnp.float32)  # of labels: their shares are exact
         targets = jax.nn.one_hot(labels, setup.num_logits, dtype=dtype)
         return self._mixing[1](key, images, targets)
+
+
+class Evaluator:
+    """Evaluates states on a data set, which stays on the devices; compiled when created.
+
+    Args:
+        setup: of the run; of its state only the shapes matter.
+        dataset: to evaluate on.
+        max_steps: most batches that one call can take; None for what suits the model.
+    """
+
+    def __init__(self, setup: Setup, dataset: Dataset, max_steps: int | None = None):
+        self._setup, parallel = setup, setup.parallel
+        self._max_steps = max_steps or setup.config.steps_per_call or _default_steps(setup)
+        self._counts = _counts(setup, self._max_steps)
+        self._start = parallel.replicate((_no_metrics(setup), jnp.zeros((), jnp.int32)))
+        batches = padded_batches(len(dataset.labels), setup.config.batch_size)
+        self._num_batches, self._batches = len(batches), parallel.shard(batches)
+        self._data = parallel.replicate(_device_data(dataset))
+        args = (setup.state, *self._start, self._counts[1], self._data, self._batches)
+        self._program = parallel.compile(self._evaluate, *args)
+
+    def totals(self, state: TrainState, count: int | None = None) -> Iterator[Metrics]:
+        """Yield running totals, without waiting for the device.
+
+        The last one covers the whole set, each example once.
+
+        Args:
+            state: to evaluate.
+            count: batches per call; None for as many as a call can take.
+        """
+        total, position = self._start
+        for done in range(0, self._num_batches, count or self._max_steps):
+            steps = min(count or self._max_steps, self._num_batches - done)
+            total, position = self._program(
+                state, total, position, self._counts[steps], self._data, self._batches
+            )
+            yield total
+
+    def _evaluate(
+        self,
+        state: TrainState,
+        total: Metrics,
+        position: jax.Array,
+        count: jax.Array,
+        data: DeviceData,
+        batches: jax.Array,
+    ) -> tuple[Metrics, jax.Array]:
+        """Add the metrics of the next `count` of `batches`, int32 [S, B], -1 for padding."""
+        setup = self._setup
+        step = partial(
+            eval_step,
+            model=setup.model,
+            test_augmentation=setup.config.test_augmentation,
+            axis_name=setup.parallel.axis_name,
+        )
+
+        def add_batch(_: int | jax.Array, carry: tuple[Metrics, jax.Array]):
+            total, position = carry
+            images, labels = _batch(setup.config, data, batches[position])
+            weights = (batches[position] >= 0).astype(jnp.float32)
+            return total + step(state, images, labels, weights), position + 1
+
+        if self._max_steps == 1:
+            return add_batch(0, (total, position))
+        return lax.fori_loop(0, count, add_batch, (total, position))
+
+
+def _batch(config: ConfigDict, data: DeviceData, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Gather and preprocess a batch."""
+    images = jnp.take(data.images, indices, axis=0, mode="clip")
+    labels = jnp.take(data.labels, indices, axis=0, mode="clip")
+    return preprocess(images, config.image_size, DTYPES[config.dtype]), labels
+
+
+def _counts(setup: Setup, most: int) -> tuple[jax.Array, ...]:
+    """Return a scalar per number of steps, on the devices already: a call transfers nothing."""
+    return setup.parallel.replicate(tuple(jnp.asarray(n, jnp.int32) for n in range(most + 1)))
+
+
+def _no_metrics(setup: Setup, shape: tuple[int, ...] = ()) -> Metrics:
+    """Return sums of nothing, of the dtype of the loss: float64 or float32."""
+    dtype = jnp.float64 if setup.config.dtype == "float64" else jnp.float32
+    return Metrics.zeros(shape, dtype=dtype)
 
 
 def _default_steps(setup: Setup) -> int:

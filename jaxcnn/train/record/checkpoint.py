@@ -78,11 +78,14 @@ class Checkpoints:
         return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
     def best(self) -> int | None:
-        """Return the step of the highest test accuracy; None if none is of the end of an epoch."""
+        """Return the step of the highest accuracy on the set that is held out.
+
+        None if no checkpoint is of the end of an epoch that was evaluated.
+        """
         accuracies = {}
         for step in self.steps:
             with contextlib.suppress(OSError, ValueError, TypeError):  # damaged, or just deleted
-                accuracies[step] = _read_progress(self._path(step)).test_accuracy
+                accuracies[step] = _read_progress(self._path(step)).accuracy
         known = {step: accuracy for step, accuracy in accuracies.items() if accuracy is not None}
         return max(known, key=known.__getitem__) if known else None
 
@@ -235,7 +238,8 @@ class CheckpointWriter(Checkpoints):
     """The checkpoints of the run that this process is training: the last two, and the best.
 
     If the last one is damaged, the run resumes from the one before it. The best is that of the
-    highest test accuracy among those saved at the end of an epoch.
+    highest accuracy, on the validation or else the test set, among those saved at the end of an
+    epoch.
 
     Args:
         folder: created if it is missing; what an interrupted run left unfinished is deleted, so no
@@ -259,7 +263,7 @@ class CheckpointWriter(Checkpoints):
         Args:
             step: its step count; a checkpoint of the same step is replaced.
             state: on any number of devices.
-            progress: of the run; its `test_accuracy` decides which checkpoint is the best.
+            progress: of the run; its `accuracy` decides which checkpoint is the best.
 
         Raises:
             TrainingError: if a number in the state is not finite, or it cannot be written; the

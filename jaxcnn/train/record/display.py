@@ -146,22 +146,22 @@ class Display:
         return "  ".join(numbers)
 
     def evaluating(self) -> None:
-        """Show that the epoch's steps are done and the test set is being evaluated."""
+        """Show that the epoch's steps are done and the set held out is being evaluated."""
         self._live.update(self._task, numbers="evaluating")
 
-    def epoch(self, epoch: int, step: int, rate: float, train: Means, test: Means | None) -> None:
+    def epoch(self, epoch: int, step: int, rate: float, results: dict[str, Means]) -> None:
         """Print the result of a finished epoch, as a row of a table.
 
         Args:
             epoch: from 1.
             step: optimizer steps of the whole run.
             rate: images per second in this epoch.
-            train: means over the epoch, as `Metrics.means` returns them.
-            test: means over the test set, if there is one.
+            results: means over the epoch, 'train', and over the set that is held out, if there is
+                one, by its name; as `Metrics.means` returns them.
         """
         self._last_line = time.monotonic()
         headings, numbers = ["epoch"], [f"{epoch}/{self._num_epochs}"]
-        for split, means in (("train", train), ("test", test or {})):
+        for split, means in results.items():
             for name, mean in means.items():
                 headings.append(f"{split} {name}" if name == next(iter(means)) else name)
                 numbers.append(f"{mean:.4f}")

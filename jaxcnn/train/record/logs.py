@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,7 @@ def epoch_row(
     step: int,
     train: Metrics,
     train_seconds: float,
-    test: Metrics | None,
-    test_seconds: float,
+    held_out: tuple[str, Metrics, float] | None,
     compile_seconds: float,
 ) -> Row:
     """Return a row of `metrics.jsonl`.
@@ -45,28 +44,68 @@ def epoch_row(
         step: optimizer steps of the whole run, this epoch's included.
         train: sums over the epoch's batches, each before its update.
         train_seconds: that the epoch's steps took.
-        test: sums over the test set; None if there is none, which leaves its keys out.
-        test_seconds: that evaluation took.
+        held_out: the name of the set that the epoch was evaluated on, 'validation' or 'test', the
+            sums over it, and the seconds that took; None if there is none, which leaves its keys
+            out.
         compile_seconds: that compiling took, if it preceded this epoch; else 0.
 
     >>> sums = Metrics(loss_sum=6.0, correct=1.0, count=4.0)
-    >>> row = epoch_row(1, 8, sums, 0.5, sums, 0.1, 2.0)
+    >>> row = epoch_row(1, 8, sums, 0.5, ("test", sums, 0.1), 2.0)
     >>> row["train_loss"], row["test_accuracy"], row["images_per_second"]
     (1.5, 0.25, 8.0)
     """
-    tested: Row = {}
-    if test is not None:
-        tested = {f"test_{name}": mean for name, mean in test.means().items()}
-        tested["test_seconds"] = test_seconds
+    evaluated: Row = {}
+    if held_out is not None:
+        split, sums, seconds = held_out
+        evaluated = {f"{split}_{name}": mean for name, mean in sums.means().items()}
+        evaluated[f"{split}_seconds"] = seconds
     return {
         "epoch": epoch,
         "step": step,
         **{f"train_{name}": mean for name, mean in train.means().items()},
         "images_per_second": train.count / train_seconds,
         "train_seconds": train_seconds,
-        **tested,
+        **evaluated,
         "compile_seconds": compile_seconds,
     }
+
+
+def test_row(step: int, rows: Sequence[Row], sums: Metrics, seconds: float) -> Row:
+    """Return the results on the test set of the epoch that the validation set has chosen.
+
+    Args:
+        step: after which the epoch ended.
+        rows: of the epochs.
+        sums: over the test set.
+        seconds: that evaluation took.
+
+    >>> test_row(8, [{"epoch": 1, "step": 8}], Metrics(6.0, 1.0, 4.0), 0.5)
+    {'epoch': 1, 'step': 8, 'test_loss': 1.5, 'test_accuracy': 0.25, 'test_seconds': 0.5}
+    """
+    epoch = next(row["epoch"] for row in rows if row["step"] == step)
+    tested = {f"test_{name}": mean for name, mean in sums.means().items()}
+    return {"epoch": epoch, "step": step, **tested, "test_seconds": seconds}
+
+
+def evaluated_split(row: Row) -> str:
+    """Return the set whose accuracy tells how good an epoch is: the one that was held out.
+
+    >>> evaluated_split({"train_accuracy": 0.9, "validation_accuracy": 0.8})
+    'validation'
+    >>> evaluated_split({"train_accuracy": 0.9})
+    'train'
+    """
+    return next(split for split in ("validation", "test", "train") if f"{split}_accuracy" in row)
+
+
+def best_row(rows: Sequence[Row]) -> Row:
+    """Return the row of the highest accuracy on the set that was held out, the first of equal ones.
+
+    >>> best_row([{"epoch": 1, "test_accuracy": 0.8}, {"epoch": 2, "test_accuracy": 0.7}])["epoch"]
+    1
+    """
+    key = f"{evaluated_split(rows[-1])}_accuracy"
+    return max(rows, key=lambda row: row[key])
 
 
 class JsonLines:

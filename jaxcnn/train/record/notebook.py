@@ -49,16 +49,15 @@ class NotebookDisplay(Display):
                 f"{rate:,.0f} images/s  {format_means(means)}"
             )
 
-    def epoch(self, epoch: int, step: int, rate: float, train: Means, test: Means | None) -> None:
+    def epoch(self, epoch: int, step: int, rate: float, results: dict[str, Means]) -> None:
         """Let the curves grow by an epoch."""
-        splits = {"train": train, "test": test or {}}
-        means = {f"{split}_{name}": x for split, each in splits.items() for name, x in each.items()}
+        means = {f"{split}_{key}": x for split, each in results.items() for key, x in each.items()}
         self._rows.append({"epoch": epoch, "step": step, **means})
         self._is_drawn = False
         if time.monotonic() - self._draw_time > self._draw_seconds / _DRAW_SHARE:
             self._draw()
-        results = (f"{name} {format_means(x)}" for name, x in splits.items() if x)
-        self._show_line("  ".join([f"epoch {epoch}/{self._num_epochs}", *results]))
+        shown = (f"{split} {format_means(each)}" for split, each in results.items())
+        self._show_line("  ".join([f"epoch {epoch}/{self._num_epochs}", *shown]))
 
     def __exit__(
         self,

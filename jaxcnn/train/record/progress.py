@@ -5,6 +5,9 @@ from typing import Any
 
 from jaxcnn.train.metrics import Metrics
 
+# Keys that earlier versions wrote under another name: then, and now.
+_RENAMED = {"test_accuracy": "accuracy"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
@@ -15,27 +18,28 @@ class Progress:
         position: steps taken in the current epoch.
         metrics: sums over the examples of those steps.
         seconds: that those steps took.
-        test_accuracy: of the epoch that has just ended; None within an epoch.
+        accuracy: on the validation set, or else the test set, after the epoch that has just ended;
+            None within an epoch.
     """
 
     epoch: int = 0
     position: int = 0
     metrics: Metrics = dataclasses.field(default_factory=Metrics)
     seconds: float = 0.0
-    test_accuracy: float | None = None
+    accuracy: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `progress.json` holds, in which the sums stand beside the rest.
 
         >>> list(Progress().to_dict())
-        ['epoch', 'position', 'loss_sum', 'correct', 'count', 'seconds', 'test_accuracy']
+        ['epoch', 'position', 'loss_sum', 'correct', 'count', 'seconds', 'accuracy']
         """
         return {
             "epoch": self.epoch,
             "position": self.position,
             **dataclasses.asdict(self.metrics),
             "seconds": self.seconds,
-            "test_accuracy": self.test_accuracy,
+            "accuracy": self.accuracy,
         }
 
     @classmethod
@@ -46,6 +50,6 @@ class Progress:
         True
         """
         names = {field.name for field in dataclasses.fields(Metrics)}
-        rest = {**saved}
+        rest = {_RENAMED.get(name, name): value for name, value in saved.items()}
         sums = {name: rest.pop(name) for name in names & rest.keys()}
         return cls(metrics=Metrics(**sums), **rest)

@@ -9,7 +9,7 @@ from jaxcnn.data import Dataset
 from jaxcnn.data.pipeline import batch_sizes
 from jaxcnn.ops import cpu
 from jaxcnn.train.prepare import Setup
-from jaxcnn.train.record.logs import Row
+from jaxcnn.train.record.logs import Row, best_row, evaluated_split
 from jaxcnn.train.record.progress import Progress
 
 # The fewest images whose statistics suit BatchNorm. Wu and He (Group normalization, 2018) find its
@@ -25,14 +25,17 @@ def describe(setup: Setup, folder: Path | None) -> str:
         folder: its workdir, if it has one.
     """
     test = f"{len(setup.test.labels):,}" if setup.test is not None else "no"
+    numbers = f"{len(setup.train.labels):,} training and {test}"
+    if setup.validation is not None:
+        validation = len(setup.validation.labels)
+        numbers = f"{len(setup.train.labels):,} training, {validation:,} validation and {test}"
     results = f"results in {folder}" if folder else "no workdir, so nothing is saved"
     config, devices = setup.config, setup.parallel.devices
     parameters = sum(x.size for x in jax.tree.leaves(setup.state.params))
     return (
         f"{setup.settings['model']}: {parameters:,} parameters, images of {config.image_size} x "
         f"{config.image_size} pixels\n"
-        f"{setup.settings['dataset']}: {len(setup.train.labels):,} training and {test} test "
-        "images\n"
+        f"{setup.settings['dataset']}: {numbers} test images\n"
         f"{len(devices)} x {devices[0].device_kind}; batches of {config.batch_size}, "
         f"{config.num_epochs} epoch(s), seed {config.seed}\n"
         f"{results}" + "".join(f"\nnote: {note}" for note in _notes(setup))
@@ -76,8 +79,11 @@ def _data_notes(setup: Setup) -> list[str]:
             f"all training images are of one class, {train.class_names[train.labels[0]]!r}; "
             "shuffle a data set that is sorted, or raise config.max_train_examples"
         )
-    if test is not None and _are_equal(train, test):
-        notes.append("the test set is the training set, so nothing is measured on other images")
+    for name, other in (("test", test), ("validation", setup.validation)):
+        if other is not None and _are_equal(train, other):
+            notes.append(
+                f"the {name} set is the training set, so nothing is measured on other images"
+            )
     return notes
 
 
@@ -98,22 +104,28 @@ def resume_message(progress: Progress, step: int, is_over: bool) -> str:
     return f"resuming after epoch {progress.epoch} (step {step})"
 
 
-def summarize(rows: list[Row], folder: Path | None) -> str:
+def summarize(rows: list[Row], tested: Row | None, folder: Path | None) -> str:
     """Return the accuracies of a finished run, and where to look further.
 
     Args:
         rows: one for each epoch.
+        tested: results on the test set of the epoch that the validation set has chosen, if any.
         folder: the workdir, if there is one.
     """
     if not rows:
         return f"done; metrics.jsonl in {folder} has been removed, so there is nothing to show"
-    split = "test" if "test_accuracy" in rows[-1] else "training"
-    key = "test_accuracy" if split == "test" else "train_accuracy"
-    best = max(rows, key=lambda row: row[key])
+    split, best = evaluated_split(rows[-1]), best_row(rows)
+    key, name = f"{split}_accuracy", "training" if split == "train" else split
     lines = [
-        f"done: {split} accuracy {rows[-1][key]:.4f} after epoch {rows[-1]['epoch']}, "
+        f"done: {name} accuracy {rows[-1][key]:.4f} after epoch {rows[-1]['epoch']}, "
         f"best {best[key]:.4f} after epoch {best['epoch']}"
+        + (" (chosen on the test set)" if split == "test" else "")
     ]
+    if tested is not None:
+        lines.append(
+            f"test accuracy {tested['test_accuracy']:.4f} and loss {tested['test_loss']:.4f} after "
+            f"epoch {tested['epoch']}"
+        )
     if folder is not None:
         lines.append(
             f"see {folder / 'curves.png'}, {folder / 'metrics.jsonl'} and {folder / 'checkpoints'}"

@@ -14,6 +14,7 @@ class Unsaved:
     def __init__(self) -> None:
         self.changes: list[str] = []
         self._rows: list[Row] = []
+        self._tested: Row | None = None
 
     def __enter__(self) -> "Unsaved":
         return self
@@ -40,6 +41,18 @@ class Unsaved:
     def rows(self) -> list[Row]:
         """Return the rows, one for each epoch."""
         return self._rows
+
+    def best_state(self, state: TrainState, warn: Callable[[str], None]) -> TrainState:
+        """Return the given state, the last: no other is kept."""
+        return state
+
+    def tested(self) -> Row | None:
+        """Return the row of `record_test`."""
+        return self._tested
+
+    def record_test(self, row: Row) -> None:
+        """Keep the results on the test set."""
+        self._tested = row
 
     def finish(self) -> None:
         """Do nothing."""

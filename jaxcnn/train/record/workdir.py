@@ -11,8 +11,15 @@ from jaxcnn.config import get_default_config, to_settings
 from jaxcnn.errors import ConfigError, TrainingError
 from jaxcnn.files import hold_lock, sync, write_atomically
 from jaxcnn.inspect import plot_curves
-from jaxcnn.train.record.checkpoint import FOLDER, CheckpointWriter
-from jaxcnn.train.record.logs import JsonLines, Row, TensorBoard
+from jaxcnn.train.record.checkpoint import FOLDER, CheckpointWriter, MissingCheckpointError
+from jaxcnn.train.record.integrity import DamagedCheckpointError
+from jaxcnn.train.record.logs import (
+    JsonLines,
+    Row,
+    TensorBoard,
+    best_row,
+    evaluated_split,
+)
 from jaxcnn.train.record.progress import Progress
 from jaxcnn.train.state import TrainState
 
@@ -70,6 +77,8 @@ class Workdir:
         self._is_drawn, self._draw_time, self._draw_seconds = True, time.monotonic(), 0.5
         self._title = f"{settings['model']} on {settings['dataset']}"
         self.changes: list[str] = []
+        self._tested: Row | None = None
+        self._tested_before: Row = {}  # by an earlier start
         run: dict[str, Any] = {"config": settings, "data": digests, **(facts or {}), "starts": []}
         try:
             with self._writing(ConfigError, "make it writable, or give another --workdir"):
@@ -160,6 +169,35 @@ class Workdir:
         """Return the rows of `metrics.jsonl`."""
         return self._metrics.rows()
 
+    def best_state(self, state: TrainState, warn: Callable[[str], None]) -> TrainState:
+        """Return the state of the best epoch; the given one if its checkpoint is damaged or gone.
+
+        Args:
+            state: after the last epoch.
+            warn: called with one line if the checkpoint is damaged.
+        """
+        step = best_row(self.rows())["step"]
+        if step == int(state.step):
+            return state
+        try:
+            return self._checkpoints.restore(step, state)[0]
+        except (DamagedCheckpointError, MissingCheckpointError, OSError) as error:
+            warn(f"the best checkpoint, {step}, cannot be read, so the last is tested: {error}")
+            return state
+
+    def tested(self) -> Row | None:
+        """Return the results of the best epoch on the test set, if it was tested."""
+        rows, before = self.rows(), self._tested_before
+        if self._tested is None and rows and before.get("step") == best_row(rows)["step"]:
+            return before
+        return self._tested
+
+    def record_test(self, row: Row) -> None:
+        """Take the results of the best epoch on the test set; `finish` writes them."""
+        self._tested = row
+        with self._writing(TrainingError, "make room, and give the same command again"):
+            self._tensorboard.write(row)
+
     def finish(self) -> None:
         """Plot the curves to `curves.png` and record the result, if there are any rows."""
         rows = self.rows()
@@ -169,9 +207,10 @@ class Workdir:
             if rows:
                 self._draw()
                 self._run["result"] = {"last": rows[-1]}
-                if "test_accuracy" in rows[-1]:
-                    best = max(rows, key=lambda row: row["test_accuracy"])
-                    self._run["result"]["best"] = best
+                if evaluated_split(rows[-1]) != "train":
+                    self._run["result"]["best"] = best_row(rows)
+                if tested := self.tested():
+                    self._run["result"]["test"] = tested
                 self._write_run()
 
     def what_is_left(self, step: int) -> str:
@@ -240,6 +279,7 @@ class Workdir:
                 f"{'; '.join(changes)}; give another --workdir or the same settings"
             )
         check(config)
+        self._tested_before = dict(before.get("result", {}).get("test", {}))
         if data != now["data"]:
             raise ConfigError(
                 f"the workdir {str(self.folder)!r} holds a run on other data (see its run.json), "

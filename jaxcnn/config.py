@@ -34,6 +34,7 @@ def get_default_config() -> ConfigDict:
     config.data_dir = ""  # TFDS's data directory; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets
     config.data_source = ""  # folder with the published files; "": Debian's package, else download
     config.image_size = 28  # pixels; images are resized to this square, pictures cut to one first
+    config.normalization = "none"  # or "per_channel": by mean and deviation of the training set
     config.max_train_examples = 0  # use only the first so many examples; 0: all
     config.max_test_examples = 0  # use only the first so many examples; 0: all
 
@@ -263,6 +264,7 @@ def _check_words(config: ConfigDict) -> None:
     for key, choices in (
         ("model", MODELS),
         ("dtype", DTYPES),
+        ("normalization", ("none", "per_channel")),
         ("last_batch", LAST_BATCH),
         ("weight_decay_on", ("all", "kernels")),
         ("class_weights", ("none", "balanced")),

@@ -16,6 +16,7 @@ from jaxcnn.config import check_keys, get_default_config
 from jaxcnn.data import check_dataset
 from jaxcnn.errors import ConfigError
 from jaxcnn.files import local_path
+from jaxcnn.models import describe_normalization
 from jaxcnn.train.finetune import PartlyFrozen, check_frozen, digest, freeze_updates, transfer
 from jaxcnn.train.loggers import Logger
 from jaxcnn.train.loop import run
@@ -195,6 +196,9 @@ def _prepare_transfer(setup: Setup, init_from: Trained | None, frozen: tuple[str
     if init_from is not None:
         variables, new = transfer(init_from.variables, state.current)
         print(f"starting from {init_from.title}; new: {', '.join(new) or 'nothing'}")
+        was, now = (describe_normalization(model) for model in (init_from.model, setup.model))
+        if was != now:
+            print(f"note: its images were normalized otherwise: {was}; now: {now}")
         state = state.replace(**setup.parallel.replicate(variables))
         if state.ema:
             state = state.replace(ema=setup.parallel.replicate(variables))

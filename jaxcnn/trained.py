@@ -20,7 +20,7 @@ from jaxcnn.data.fashion_mnist import FASHION_MNIST
 from jaxcnn.errors import ConfigError, DataError
 from jaxcnn.files import local_path
 from jaxcnn.inspect.figures import curves_figure, curves_png
-from jaxcnn.models import MODELS, build_model, create_model
+from jaxcnn.models import MODELS, Normalized, build_model, create_model, without_normalization
 from jaxcnn.ops import cpu
 from jaxcnn.pictures import find_pictures, fit_picture, read_picture
 from jaxcnn.scores import Evaluation, evaluate_logits, softmax
@@ -89,7 +89,7 @@ class Trained:
     """A trained model, from `jaxcnn.fit` or `jaxcnn.load`.
 
     Attributes:
-        model: maps images to logits.
+        model: maps images in [0, 1] to logits; a `Normalized` if the run normalized its images.
         variables: `params` and `batch_stats`, to call it with: `model.apply(variables, images)`.
         config: of the run.
         class_names: of the data set, by label.
@@ -367,6 +367,8 @@ def load(folder: str | Path, which: str | int = "best", model: nn.Module | None 
     config = _as_config(run["config"])
     if model is None:
         model = _rebuild_model(run, config, folder)
+    if "normalization" in run:
+        model = _normalized(model, run["normalization"])
     state = _read_state(folder, which)
     variables = state.variables
     image_shape = _find_image_shape(run, config, model, variables)
@@ -406,6 +408,12 @@ def _rebuild_model(run: dict[str, Any], config: ConfigDict, folder: Path) -> nn.
         dtype=DTYPES[config.dtype],
         implementation=config.implementation or None,
     )
+
+
+def _normalized(model: nn.Module, numbers: dict[str, list[float]]) -> nn.Module:
+    """Return the model with a run's normalization, which that of `Trained.model` has already."""
+    mean, std = (tuple(numbers[key]) for key in ("mean", "std"))
+    return Normalized(without_normalization(model), mean, std)
 
 
 def _read_state(folder: Path, which: str | int) -> TrainState:

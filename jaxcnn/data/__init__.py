@@ -14,6 +14,7 @@ from jaxcnn.data.pipeline import epoch_batches, preprocess
 from jaxcnn.data.sample import load_fashion_mnist_sample
 from jaxcnn.data.sources import Source, Splits, load_source
 from jaxcnn.data.spec import IdxSpec
+from jaxcnn.data.statistics import ChannelStatistics, channel_statistics
 from jaxcnn.data.tfds_folder import open_tfds
 from jaxcnn.errors import did_you_mean
 from jaxcnn.registry import call_entry
@@ -23,10 +24,12 @@ __all__ = [
     "DATASETS",
     "MIXINGS",
     "SOURCES",
+    "ChannelStatistics",
     "Dataset",
     "IdxSpec",
     "Source",
     "Splits",
+    "channel_statistics",
     "check_dataset",
     "dataset_words",
     "epoch_batches",

@@ -14,7 +14,14 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxcnn.config import DTYPES, get_default_config
-from jaxcnn.data import Dataset, check_dataset, is_dataset, load_dataset, preprocess
+from jaxcnn.data import (
+    Dataset,
+    check_dataset,
+    has_pictures,
+    is_dataset,
+    load_dataset,
+    preprocess,
+)
 from jaxcnn.data.dataset import is_channels_first, to_uint8
 from jaxcnn.data.fashion_mnist import FASHION_MNIST
 from jaxcnn.errors import ConfigError, DataError
@@ -129,7 +136,7 @@ class Trained:
         return Predictions(softmax(self.logits(array, batch_size)), self._names)
 
     def read_picture(self, path: str | Path) -> np.ndarray:
-        """Read a picture file, and cut it to a square if the pictures of the run were.
+        """Read a picture file, and make a square of it if the pictures of the run became such.
 
         Args:
             path: of the file.
@@ -142,8 +149,9 @@ class Trained:
         """
         file = local_path(path, "path")
         picture = read_picture(file, self.image_shape[2])
-        is_cut = self.config.dataset.startswith(("folder:", "tfds:"))
-        return fit_picture(picture, self.image_shape[0], str(path)) if is_cut else picture
+        if not has_pictures(self.config.dataset):
+            return picture
+        return fit_picture(picture, self.image_shape[0], str(path), self.config.aspect_ratio)
 
     def logits(self, images: np.ndarray, batch_size: int = 128) -> np.ndarray:
         """Return the logits of images, prepared as those of the run were.
@@ -253,7 +261,12 @@ class Trained:
                 "give the data set itself: evaluate(dataset)"
             )
         dataset = load_dataset(
-            config.dataset, split, config.data_dir, config.data_source, config.image_size
+            config.dataset,
+            split,
+            config.data_dir,
+            config.data_source,
+            config.image_size,
+            config.aspect_ratio,
         ).first(limits[split])
         if self.digests.get(split, dataset.digest()) != dataset.digest():
             raise ConfigError(

@@ -259,9 +259,19 @@ def _load_data(
         if given is not None:
             return check_dataset(given, split).first(limit)
         return load_dataset(
-            config.dataset, split, config.data_dir, config.data_source, config.image_size
+            config.dataset,
+            split,
+            config.data_dir,
+            config.data_source,
+            config.image_size,
+            config.aspect_ratio,
         ).first(limit)
 
+    if config.aspect_ratio != "crop" and train is not None and (test is not None or not has_test):
+        raise ConfigError(
+            f"config.aspect_ratio is {config.aspect_ratio!r}, which has no effect on data that are "
+            "given as objects; leave it at 'crop'"
+        )
     train = load("train", train, config.max_train_examples)
     if not has_test:
         return train, None

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from jaxcnn.layers import check_floating
@@ -54,7 +55,7 @@ class Normalized(nn.Module):
                 f"images {list(images.shape)} take a mean and a std above 0 for each of their "
                 f"{channels} channels, got {self.mean} and {self.std}"
             )
-        dtype = jnp.promote_types(images.dtype, jnp.float32)
+        dtype = np.promote_types(images.dtype, np.float32)
         mean, std = (jnp.array(x, dtype)[None, None, None] for x in (self.mean, self.std))
         normalized = (images.astype(dtype) - mean) / std
         model = take_place(self.model, self, self.axis_name)

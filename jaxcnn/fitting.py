@@ -73,7 +73,7 @@ def fit(
             'b1_conv'; BatchNorm layers in them normalize by their running averages.
         loggers: take the results of each epoch, too; see `jaxcnn.train.loggers`.
         **settings: any other key of the config, such as `image_size` (by default, that of the
-            images), `momentum`, `dtype`, `augmentation`, `num_devices`.
+            images), `normalization`, `momentum`, `augmentation`, `num_devices`.
 
     Returns:
         The model after the last epoch.

@@ -181,7 +181,6 @@ def prepare(
         check_values(config)
     if optimizer is None:
         check_recipe(config)
-    _check_normalization(config, model)
     settings = _settings(config, model, optimizer, train, test if has_test else train)
     train, test = _load_data(config, train, test, has_test)
     parallel = DataParallel(config.num_devices)
@@ -194,13 +193,13 @@ def prepare(
     needs_check = is_object or not is_own_model(config.model)
     if model is None:
         model = _create_model(config, num_classes, settings["dataset"])
+    _check_normalization(config, model)
     if needs_check:
         check_model(model, image_shape, num_classes, num_devices, dtype)
     described = describe_model(model) if is_object else None
     _check_augmentation(config, train, image_shape, num_devices)
-    normalization = None
-    if config.normalization == "per_channel":
-        normalization = channel_statistics(train.images)
+    normalization = None if config.normalization == "none" else channel_statistics(train.images)
+    if normalization is not None:
         model = Normalized(model, *normalization)
     model = set_axis_name(model, parallel.axis_name)
     create_state = partial(
@@ -230,7 +229,7 @@ def prepare(
     )
 
 
-def _check_normalization(config: ConfigDict, model: Any) -> None:
+def _check_normalization(config: ConfigDict, model: nn.Module) -> None:
     if config.normalization != "none" and isinstance(model, Normalized):
         raise ConfigError(
             f"config.normalization is {config.normalization!r}, but the model is a Normalized, "

@@ -141,9 +141,9 @@ def test_half_precision_is_normalized_in_float32():
     ],
 )
 def test_images_and_numbers_that_are_refused(images, numbers, message):
-    variables = Tiny().init(jax.random.key(0), jnp.zeros((2, 8, 8, 3)))
+    variables = Brightness().init(jax.random.key(0), jnp.zeros((2, 8, 8, 3)))
     with pytest.raises(ValueError, match=message):
-        Normalized(Tiny(), **numbers).apply(variables, images)
+        Normalized(Brightness(), **numbers).apply(variables, images)
 
 
 # Runs

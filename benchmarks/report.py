@@ -2,11 +2,13 @@
 
 python benchmarks/report.py
 
-Writes the parts of README.md and docs/performance.md between the two comments that name it, and
-`benchmarks/results/train_step.png`. `make bench` does this after it has measured.
+Writes the parts of README.md and of the documents in `docs/` between the two comments that name
+it, `benchmarks/results/train_step.png` and `docs/images/curves-MODEL.png`. `make bench` does this
+after it has measured.
 """
 
 import json
+import statistics
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PICTURE = RESULTS / "train_step.png"
-BEGIN, END = "<!-- written by benchmarks/report.py -->", "<!-- as far as here -->"
+IMAGES = ROOT / "docs" / "images"
+BEGIN, END = "<!-- {}: written by benchmarks/report.py -->", "<!-- as far as here -->"
 NAMES = {
     "lenet": "LeNet, 28 px",
     "lenet_modern": "LeNet's modern form, 28 px",
@@ -149,14 +152,94 @@ def details() -> str:
     return "\n".join(lines)
 
 
-DOCUMENTS = {ROOT / "README.md": summary, ROOT / "docs" / "performance.md": details}
+def trained() -> dict[str, list[dict[str, Any]]]:
+    """Return the runs of each model that has been trained to the end, by its name."""
+    models = [
+        name for name in load("parity")["results"] if (RESULTS / f"accuracy-{name}.json").exists()
+    ]
+    return {name: load(f"accuracy-{name}")["runs"] for name in models}
+
+
+def accuracies() -> str:
+    """Return the table of the README: a row per network that was trained to the end."""
+    parity = load("parity")["results"]
+    rows = [
+        "| `NAME` | network | parameters | PyTorch | test accuracy | seeds | minutes | curves |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, runs in trained().items():
+        minutes = statistics.median(run["seconds"] / 60 for run in runs)
+        seeds = ", ".join(str(run["seed"]) for run in runs)
+        found = ", ".join(f"{run['epochs'][-1]['test_accuracy']:.4f}" for run in runs)
+        rows.append(
+            f"| `{name}` | {NAMES[name]} | {parity[name]['parameters']:,} | "
+            f"{parity[name]['difference']:.0e} | {found} | "
+            f"{seeds} | {minutes:.{0 if minutes > 2 else 1}f} | "
+            f"![curves](docs/images/curves-{name}.png) |"
+        )
+    return "\n".join(rows)
+
+
+def epochs() -> str:
+    """Return the tables of docs/results.md: every epoch of the first seed of each network."""
+    lines = []
+    for name, runs in trained().items():
+        machine = load(f"accuracy-{name}")["machine"]
+        lines += [
+            f"### {NAMES[name]}",
+            "",
+            f"Seed {runs[0]['seed']}, on {machine['cores']} cores of an {machine['processor']}, "
+            f"{machine['date']}, jax {machine['jax']}.",
+            "",
+            "| epoch | training loss | training accuracy | test loss | test accuracy | images/s |",
+            "|---|---|---|---|---|---|",
+        ]
+        for row in runs[0]["epochs"]:
+            numbers = [
+                row[f"{split}_{key}"] for split in ("train", "test") for key in ("loss", "accuracy")
+            ]
+            cells = [
+                str(row["epoch"]),
+                *(f"{x:.4f}" for x in numbers),
+                f"{row['images_per_second']:,.0f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines[:-1])
+
+
+def parities() -> str:
+    """Return the table of the comparison with PyTorch: a row per network."""
+    rows = [
+        "| `NAME` | PyTorch's network | image | classes | parameters | largest difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, each in load("parity")["results"].items():
+        size = f"{each['image_size']} x {each['image_size']} x {each['channels']}"
+        rows.append(
+            f"| `{name}` | {each['source']}'s | {size} | {each['num_classes']} | "
+            f"{each['parameters']:,} | {each['difference']:.1e} |"
+        )
+    return "\n".join(rows)
+
+
+# What is written into each document, by the name in its comment.
+DOCUMENTS = {
+    ROOT / "README.md": {"accuracy": accuracies, "speed": summary},
+    ROOT / "docs" / "performance.md": {"speed": details},
+    ROOT / "docs" / "results.md": {"parity": parities, "epochs": epochs},
+}
 
 
 def render(document: Path) -> str:
     """Return a document with the figures of the records."""
-    before, rest = document.read_text().split(f"{BEGIN}\n")
-    _, after = rest.split(f"{END}\n")
-    return f"{before}{BEGIN}\n{DOCUMENTS[document]()}\n{END}\n{after}"
+    text = document.read_text()
+    for name, make in DOCUMENTS[document].items():
+        begin = BEGIN.format(name)
+        before, rest = text.split(f"{begin}\n")
+        _, after = rest.split(f"{END}\n", maxsplit=1)
+        text = f"{before}{begin}\n{make()}\n{END}\n{after}"
+    return text
 
 
 def draw(path: Path) -> None:
@@ -190,11 +273,32 @@ def draw(path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def draw_curves(path: Path, runs: list[dict[str, Any]]) -> None:
+    """Draw the accuracies of a model by epoch, small enough for a row of a table."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.4, 0.9), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for split, color in (("train", COLORS["jaxcnn"]), ("test", COLORS["torch"])):
+        for run in runs:
+            numbers = [row["epoch"] for row in run["epochs"]]
+            values = [row[f"{split}_accuracy"] for row in run["epochs"]]
+            axes.plot(numbers, values, color=color, linewidth=1)
+    axes.tick_params(labelsize=6, length=2)
+    axes.set_xticks([1, len(runs[0]["epochs"])])
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
     """Write all of them."""
     for document in DOCUMENTS:
         document.write_text(render(document))
     draw(PICTURE)
+    for name, runs in trained().items():
+        draw_curves(IMAGES / f"curves-{name}.png", runs)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,9 @@ def get_default_config() -> ConfigDict:
     config.dataset = "fashion_mnist"  # or folder:PATH, idx:PATH, tfds:NAME; see docs/data.md
     config.data_dir = ""  # TFDS's data directory; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets
     config.data_source = ""  # folder with the published files; "": Debian's package, else download
-    config.image_size = 28  # pixels; images are resized to this square, pictures cut to one first
+    config.image_size = 28  # pixels; images are resized to this square
+    config.aspect_ratio = "crop"  # of pictures: "crop" the middle, "pad" with black or "stretch"
+    config.normalization = "none"  # or "per_channel": by mean and deviation of the training set
     config.max_train_examples = 0  # use only the first so many examples; 0: all
     config.max_test_examples = 0  # use only the first so many examples; 0: all
     config.validation_examples = 0  # taken from the training set to choose by, by seed; 0: none
@@ -97,6 +99,7 @@ def smoke(config: ConfigDict, image_size: int) -> ConfigDict:
     """
     config.dataset = "fashion_mnist_sample"
     config.image_size = image_size
+    config.aspect_ratio = "crop"  # the sample has no pictures to be made squares of
     config.batch_size = 32
     config.num_epochs = 2
     config.max_train_examples = 240  # 7 full batches and one of 16
@@ -261,10 +264,13 @@ def _check_words(config: ConfigDict) -> None:
     from jaxcnn.data import dataset_words, is_dataset
     from jaxcnn.data.augment import parse_augmentation, parse_mixing
     from jaxcnn.data.pipeline import LAST_BATCH
+    from jaxcnn.pictures import ASPECT_RATIOS
 
     for key, choices in (
         ("model", MODELS),
         ("dtype", DTYPES),
+        ("aspect_ratio", ASPECT_RATIOS),
+        ("normalization", ("none", "per_channel")),
         ("last_batch", LAST_BATCH),
         ("weight_decay_on", ("all", "kernels")),
         ("class_weights", ("none", "balanced")),

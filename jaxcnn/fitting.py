@@ -16,6 +16,7 @@ from jaxcnn.config import check_keys, get_default_config
 from jaxcnn.data import check_dataset
 from jaxcnn.errors import ConfigError
 from jaxcnn.files import local_path
+from jaxcnn.models import describe_normalization
 from jaxcnn.train.finetune import PartlyFrozen, check_frozen, digest, freeze_updates, transfer
 from jaxcnn.train.loggers import Logger
 from jaxcnn.train.loop import run
@@ -76,7 +77,7 @@ def fit(
             'b1_conv'; BatchNorm layers in them normalize by their running averages.
         loggers: take the results of each epoch, too; see `jaxcnn.train.loggers`.
         **settings: any other key of the config, such as `image_size` (by default, that of the
-            images), `momentum`, `dtype`, `augmentation`, `num_devices`.
+            images), `normalization`, `momentum`, `augmentation`, `num_devices`.
 
     Returns:
         The model after the last epoch.
@@ -200,6 +201,9 @@ def _prepare_transfer(setup: Setup, init_from: Trained | None, frozen: tuple[str
     if init_from is not None:
         variables, new = transfer(init_from.variables, state.current)
         print(f"starting from {init_from.title}; new: {', '.join(new) or 'nothing'}")
+        was, now = (describe_normalization(model) for model in (init_from.model, setup.model))
+        if was != now:
+            print(f"note: its images were normalized otherwise: {was}; now: {now}")
         state = state.replace(**setup.parallel.replicate(variables))
         if state.ema:
             state = state.replace(ema=setup.parallel.replicate(variables))

@@ -43,7 +43,7 @@ _is_mapped: ContextVar[bool] = ContextVar("within the function of map_images", d
 _kernel_init = nn.initializers.xavier_uniform()
 
 
-def _check_floating(layer: nn.Module, x: jax.Array) -> None:
+def check_floating(layer: nn.Module, x: jax.Array) -> None:
     """Refuse pixels that nobody has scaled, which promotion would take as they are.
 
     Not at `init`, which asks for their shape alone.
@@ -169,7 +169,7 @@ class Conv(CanPickle):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """Convolve images [N, H, W, I] to [N, H', W', features]."""
-        _check_floating(self, images)
+        check_floating(self, images)
         channels = images.shape[-1] // self.groups
         shape = (*as_pair(self.kernel_size, "kernel_size"), channels, self.features)
         kernel = self.param("kernel", _kernel_init, shape, jnp.float32)
@@ -216,7 +216,7 @@ class Dense(CanPickle):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Multiply x [..., I] by the kernel, add the bias and apply the activation."""
-        _check_floating(self, x)
+        check_floating(self, x)
         fan_in = x.shape[-1]
         kernel = self.param("kernel", _kernel_init, (fan_in, self.features), jnp.float32)
         bias = self.param("bias", _bias_init(fan_in), (self.features,))
@@ -290,7 +290,7 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalize x [N, ..., C]."""
-        _check_floating(self, x)
+        check_floating(self, x)
         channels = x.shape[-1:]
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)

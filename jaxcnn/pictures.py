@@ -62,6 +62,7 @@ def read_pictures(
     pictures: Iterable[tuple[str, Path | bytes]],
     image_size: int | None,
     report: Callable[[int], None],
+    aspect_ratio: str = "crop",
 ) -> tuple[list[np.ndarray], list[str]]:
     """Read many pictures, each as `read_picture` and `fit_picture` do, on all cores.
 
@@ -71,6 +72,7 @@ def read_pictures(
         pictures: the name of each, for messages, and its file or the file's content.
         image_size: see `fit_picture`; None to leave them as they are.
         report: called with the number of pictures so far, every few hundred.
+        aspect_ratio: see `fit_picture`.
 
     Returns:
         Arrays, uint8 [H, W, C], with as many channels as each picture has by itself (1 or 3); and a
@@ -81,7 +83,9 @@ def read_pictures(
         name, source = picture
         try:
             array = _read(source, name, None)
-            return array if image_size is None else fit_picture(array, image_size, name)
+            if image_size is None:
+                return array
+            return fit_picture(array, image_size, name, aspect_ratio)
         except DataError as error:
             return f"{error}"
 
@@ -97,23 +101,31 @@ def read_pictures(
     return arrays, errors
 
 
-def fit_picture(picture: np.ndarray, image_size: int, name: str = "a picture") -> np.ndarray:
-    """Cut a picture to a square of at most the given size.
+def fit_picture(
+    picture: np.ndarray, image_size: int, name: str = "a picture", aspect_ratio: str = "crop"
+) -> np.ndarray:
+    """Make a square of at most the given size of a picture.
 
-    A square that is no larger stays as it is: the compiled program enlarges it (`preprocess`). Of
-    any other picture, the shorter side is resized to the size (bilinear, antialiased when it
-    shrinks) and the square in the middle is cut out, as torchvision's Resize and CenterCrop do.
+    A square that is no larger stays as it is: the compiled program enlarges it (`preprocess`). Any
+    other picture is resized (bilinear, antialiased when it shrinks), in one of three ways:
+
+    - 'crop': its shorter side to the size, and the square in the middle is cut out, as
+      torchvision's Resize and CenterCrop do;
+    - 'pad': its longer side to the size, and what is missing on both sides of it is black, as
+      Pillow's `ImageOps.pad` does;
+    - 'stretch': both sides to the size.
 
     Args:
         picture: uint8 [H, W, 1 or 3].
         image_size: side of the square, in pixels.
         name: for the error.
+        aspect_ratio: one of `ASPECT_RATIOS`.
 
     Returns:
         uint8 [S, S, C] with S at most `image_size`.
 
     Raises:
-        DataError: if one side is more than 100 times the other.
+        DataError: if one side is more than 100 times the other, of a picture to crop.
 
     >>> fit_picture(np.zeros((60, 40, 3), np.uint8), 32).shape
     (32, 32, 3)
@@ -123,11 +135,11 @@ def fit_picture(picture: np.ndarray, image_size: int, name: str = "a picture") -
     height, width, _ = picture.shape
     if height == width <= image_size:
         return picture
-    if max(height, width) > _MAX_RATIO * min(height, width):
+    if aspect_ratio == "crop" and max(height, width) > _MAX_RATIO * min(height, width):
         raise DataError(
             f"{name!r} is {width} x {height} pixels, too narrow for a square; crop it, or remove it"
         )
-    return resize_and_crop(picture, image_size)
+    return ASPECT_RATIOS[aspect_ratio](picture, image_size)
 
 
 def resize_and_crop(picture: np.ndarray, image_size: int) -> np.ndarray:
@@ -143,15 +155,68 @@ def resize_and_crop(picture: np.ndarray, image_size: int) -> np.ndarray:
     >>> resize_and_crop(np.full((5, 9, 1), 7, np.uint8), 10).mean()
     np.float64(7.0)
     """
-    height, width, channels = picture.shape
+    height, width, _ = picture.shape
     short, long = min(height, width), max(height, width)
     other = image_size * long // short
-    size = (other, image_size) if width > height else (image_size, other)  # width, height
+    size = (image_size, other) if width > height else (other, image_size)
+    resized = _resize(picture, *size)
+    top, left = (round((side - image_size) / 2) for side in size)
+    return resized[top : top + image_size, left : left + image_size]
+
+
+def resize_and_pad(picture: np.ndarray, image_size: int) -> np.ndarray:
+    """Resize the longer side of a picture, and put it into the middle of a black square.
+
+    Args:
+        picture: uint8 [H, W, 1 or 3].
+        image_size: side of the square, in pixels.
+
+    Returns:
+        uint8 [image_size, image_size, C].
+
+    >>> resize_and_pad(np.full((1, 3, 1), 7, np.uint8), 3)[..., 0].tolist()
+    [[0, 0, 0], [7, 7, 7], [0, 0, 0]]
+    """
+    height, width, channels = picture.shape
+    long = max(height, width)
+    height, width = (max(1, round(image_size * side / long)) for side in (height, width))
+    top, left = (round((image_size - side) / 2) for side in (height, width))
+    square = np.zeros((image_size, image_size, channels), np.uint8)
+    square[top : top + height, left : left + width] = _resize(picture, height, width)
+    return square
+
+
+def stretch(picture: np.ndarray, image_size: int) -> np.ndarray:
+    """Resize both sides of a picture.
+
+    Args:
+        picture: uint8 [H, W, 1 or 3].
+        image_size: side of the square, in pixels.
+
+    Returns:
+        uint8 [image_size, image_size, C].
+
+    >>> stretch(np.full((5, 9, 1), 7, np.uint8), 10).shape
+    (10, 10, 1)
+    """
+    return _resize(picture, image_size, image_size)
+
+
+# What `config.aspect_ratio` may be: how a picture that is no square becomes one. Each function
+# takes (picture, image_size).
+ASPECT_RATIOS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "crop": resize_and_crop,
+    "pad": resize_and_pad,
+    "stretch": stretch,
+}
+
+
+def _resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize both sides of a picture, uint8 [H, W, C]; bilinear, antialiased when it shrinks."""
+    channels = picture.shape[2]
     image = Image.fromarray(picture[..., 0] if channels == 1 else picture)
-    resized = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
-    left, top = (round((side - image_size) / 2) for side in size)
-    square = resized[top : top + image_size, left : left + image_size]
-    return square[..., None] if channels == 1 else square
+    resized = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    return resized[..., None] if channels == 1 else resized
 
 
 def stack_pictures(

@@ -14,14 +14,21 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxcnn.config import DTYPES, get_default_config
-from jaxcnn.data import Dataset, check_dataset, is_dataset, load_dataset, preprocess
+from jaxcnn.data import (
+    Dataset,
+    check_dataset,
+    has_pictures,
+    is_dataset,
+    load_dataset,
+    preprocess,
+)
 from jaxcnn.data.dataset import is_channels_first, to_uint8
 from jaxcnn.data.fashion_mnist import FASHION_MNIST
 from jaxcnn.data.split import split_validation
 from jaxcnn.errors import ConfigError, DataError
 from jaxcnn.files import local_path
 from jaxcnn.inspect.figures import curves_figure, curves_png
-from jaxcnn.models import MODELS, build_model, create_model
+from jaxcnn.models import MODELS, Normalized, build_model, create_model, without_normalization
 from jaxcnn.ops import cpu
 from jaxcnn.pictures import find_pictures, fit_picture, read_picture
 from jaxcnn.scores import Evaluation, evaluate_logits, softmax
@@ -90,7 +97,7 @@ class Trained:
     """A trained model, from `jaxcnn.fit` or `jaxcnn.load`.
 
     Attributes:
-        model: maps images to logits.
+        model: maps images in [0, 1] to logits; a `Normalized` if the run normalized its images.
         variables: `params` and `batch_stats`, to call it with: `model.apply(variables, images)`.
         config: of the run.
         class_names: of the data set, by label.
@@ -130,7 +137,7 @@ class Trained:
         return Predictions(softmax(self.logits(array, batch_size)), self._names)
 
     def read_picture(self, path: str | Path) -> np.ndarray:
-        """Read a picture file, and cut it to a square if the pictures of the run were.
+        """Read a picture file, and make a square of it if the pictures of the run became such.
 
         Args:
             path: of the file.
@@ -143,8 +150,9 @@ class Trained:
         """
         file = local_path(path, "path")
         picture = read_picture(file, self.image_shape[2])
-        is_cut = self.config.dataset.startswith(("folder:", "tfds:"))
-        return fit_picture(picture, self.image_shape[0], str(path)) if is_cut else picture
+        if not has_pictures(self.config.dataset):
+            return picture
+        return fit_picture(picture, self.image_shape[0], str(path), self.config.aspect_ratio)
 
     def logits(self, images: np.ndarray, batch_size: int = 128) -> np.ndarray:
         """Return the logits of images, prepared as those of the run were.
@@ -276,7 +284,12 @@ class Trained:
         source = "test" if split == "test" else "train"
         limits = {"train": config.max_train_examples, "test": config.max_test_examples}
         dataset = load_dataset(
-            config.dataset, source, config.data_dir, config.data_source, config.image_size
+            config.dataset,
+            source,
+            config.data_dir,
+            config.data_source,
+            config.image_size,
+            config.aspect_ratio,
         ).first(limits[source])
         if split == "test" or not config.validation_examples:
             return dataset
@@ -389,6 +402,8 @@ def load(folder: str | Path, which: str | int = "best", model: nn.Module | None 
     config = _as_config(run["config"])
     if model is None:
         model = _rebuild_model(run, config, folder)
+    if "normalization" in run:
+        model = _normalized(model, run["normalization"])
     state = _read_state(folder, which)
     variables = state.variables
     image_shape = _find_image_shape(run, config, model, variables)
@@ -428,6 +443,12 @@ def _rebuild_model(run: dict[str, Any], config: ConfigDict, folder: Path) -> nn.
         dtype=DTYPES[config.dtype],
         implementation=config.implementation or None,
     )
+
+
+def _normalized(model: nn.Module, numbers: dict[str, list[float]]) -> nn.Module:
+    """Return the model with a run's normalization, which that of `Trained.model` has already."""
+    mean, std = (tuple(numbers[key]) for key in ("mean", "std"))
+    return Normalized(without_normalization(model), mean, std)
 
 
 def _read_state(folder: Path, which: str | int) -> TrainState:

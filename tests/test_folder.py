@@ -18,9 +18,23 @@ import jaxcnn
 from conftest import CACHED, Tiny, small_config
 from jaxcnn.cli.main import main
 from jaxcnn.data import folder as folder_module
-from jaxcnn.data import from_arrays, from_folder, is_dataset, load_dataset, sources
+from jaxcnn.data import (
+    from_arrays,
+    from_folder,
+    is_dataset,
+    load_dataset,
+    open_folder,
+    open_tfds,
+    sources,
+)
 from jaxcnn.errors import ConfigError, DataError
-from jaxcnn.pictures import fit_picture, read_pictures, resize_and_crop, stack_pictures
+from jaxcnn.pictures import (
+    ASPECT_RATIOS,
+    fit_picture,
+    read_pictures,
+    resize_and_crop,
+    stack_pictures,
+)
 from jaxcnn.train import train_and_evaluate
 
 pytestmark = CACHED
@@ -139,6 +153,40 @@ def test_pictures_of_any_size_become_squares(tmp_path):
     found = {x.tobytes() for split in splits for x in split.images}
     assert found == {resize_and_crop(each, 16).tobytes() for each in pixels.values()}
     assert pixels["b/1"].tobytes() in found
+
+
+@pytest.mark.parametrize("aspect_ratio", ASPECT_RATIOS)
+def test_the_aspect_ratio_says_how(tmp_path, aspect_ratio, cache):
+    root = tmp_path / "p"
+    sizes = {"a/1": (40, 20), "a/2": (5, 37), "b/1": (16, 16), "b/2": (9, 33)}
+    pixels = {name: save(root / f"{name}.png", size) for name, size in sizes.items()}
+    cropped = from_folder(root, image_size=16)
+    splits = from_folder(root, image_size=16, aspect_ratio=aspect_ratio)
+    found = {x.tobytes() for split in splits for x in split.images}
+    expected = (fit_picture(x, 16, aspect_ratio=aspect_ratio) for x in pixels.values())
+    assert found == {x.tobytes() for x in expected}
+    for split in ("train", "test"):
+        word = load_dataset(f"folder:{root}", split, image_size=16, aspect_ratio=aspect_ratio)
+        assert word.digest() == getattr(splits, split).digest()
+    # Each is kept in a place of its own.
+    assert len(list(cache.glob("*/*/record.json"))) == (1 if aspect_ratio == "crop" else 2)
+    assert from_folder(root, image_size=16).train.digest() == cropped.train.digest()
+
+
+def test_what_was_kept_before_there_was_a_choice_stays(tmp_path):
+    """The settings that say where decoded arrays are: those of cropped pictures are as before."""
+    two_classes(tmp_path / "p")
+    where = str((tmp_path / "p").resolve())
+    assert open_folder(where, image_size=16).settings == ("folder", where, [16, 0.2, 0])
+    assert open_folder(where).settings == ("folder", where, [None, 0.2, 0])
+    padded = open_folder(where, image_size=16, aspect_ratio="pad")
+    assert padded.settings == ("folder", where, [16, 0.2, 0, "pad"])
+    folder = tmp_path / "pets" / "1.0.0"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text("{}")
+    assert open_tfds("pets", 16, tmp_path).settings == ("tfds", str(folder.resolve()), 16)
+    stretched = open_tfds("pets", 16, tmp_path, "stretch")
+    assert stretched.settings == ("tfds", str(folder.resolve()), [16, "stretch"])
 
 
 def test_alike_pictures_stay_as_they_are_up_to_the_size(tmp_path):
@@ -265,6 +313,11 @@ def test_folders_that_cannot_be_trained_on_are_refused(tmp_path, kind, cache):
     [
         ({"test_fraction": 1.0}, "test_fraction is 1.0; it must be between 0 and 1"),
         ({"image_size": 0}, "image_size is 0; it must be at least 1"),
+        (
+            {"image_size": 8, "aspect_ratio": "padd"},
+            r"'padd' \(did you mean 'pad'\?\); accepted: crop",
+        ),
+        ({"aspect_ratio": "pad"}, "aspect_ratio is 'pad', which needs an image_size; give it"),
         ({"path": "http://x.org/a"}, "must be a path of this machine"),
     ],
 )
@@ -695,6 +748,9 @@ def test_a_prepared_set_is_read(tmp_path, held_out):
         assert data.class_names == ("cat", "dog", "eel")
         found = sorted((x.tobytes(), y) for x, y in zip(data.images, data.labels, strict=True))
         assert found == sorted((fit_picture(x, 6).tobytes(), y) for x, y in made[name])
+        stretched = load_dataset("tfds:pets", split, tmp_path, image_size=6, aspect_ratio="stretch")
+        expected = {fit_picture(x, 6, aspect_ratio="stretch").tobytes() for x, _ in made[name]}
+        assert {x.tobytes() for x in stretched.images} == expected
     source = tfds.builder_from_directory(tmp_path / "pets" / "1.2.0").as_data_source(held_out)
     assert data.labels.tolist() == [each["label"] for each in source]  # TFDS's order
 
@@ -829,6 +885,14 @@ def test_data_command(tmp_path, capsys):
     assert main(["data", f"folder:{root}"]) == 2
     assert "image_size" in capsys.readouterr().err
     assert main(["data", f"folder:{root}", "--image-size", "8"]) == 0
+    cropped = capsys.readouterr().out
+    command = ["data", f"folder:{root}", "--image-size", "8", "--aspect-ratio"]
+    assert main([*command, "crop"]) == 0
+    assert capsys.readouterr().out == cropped
+    assert main([*command, "pad"]) == 0
+    padded = capsys.readouterr().out
+    assert padded != cropped
+    assert from_folder(root, image_size=8, aspect_ratio="pad").train.digest() in padded
 
 
 # Training
@@ -888,6 +952,54 @@ def test_three_folders_of_pictures_are_trained_on(tmp_path, capsys):
     save(tmp_path / "shapes" / "cross" / "0.png", (32, 32))
     with pytest.raises(ConfigError, match="holds a run on other data"):
         train_and_evaluate(config, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("aspect_ratio", ASPECT_RATIOS)
+def test_a_picture_is_predicted_as_it_is_trained_on(tmp_path, aspect_ratio, capsys):
+    root = tmp_path / "p"
+    fill(root, {"a": 6, "b": 6}, size=(9, 22))
+    settings = {"image_size": 12, "aspect_ratio": aspect_ratio}
+    jaxcnn.fit(
+        Tiny(),
+        f"folder:{root}",
+        epochs=1,
+        batch_size=10,
+        num_devices=1,
+        **settings,
+        normalization="per_channel",
+        workdir=tmp_path / "run",
+    )
+    trained = jaxcnn.load(tmp_path / "run", "last", model=Tiny())
+    train, test = from_folder(root, **settings)
+    assert trained.digests == {"train": train.digest(), "test": test.digest()}
+    assert trained.evaluate().accuracy == trained.history[-1]["test_accuracy"]
+    files = sorted(root.glob("*/*.png"))
+    logits = trained.logits(np.concatenate([train.images, test.images]))
+    found = trained.predict(files).probabilities
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    order = np.argsort(found[:, 0]), np.argsort(expected[:, 0])  # of the files, of the data set
+    np.testing.assert_allclose(found[order[0]], expected[order[1]], rtol=1e-4)
+    assert len(set(found[:, 0].tolist())) == len(files)
+
+
+def test_the_aspect_ratio_is_refused_where_it_does_nothing(tmp_path):
+    data = jaxcnn.data.load_fashion_mnist_sample("train").first(64)
+    config = small_config(aspect_ratio="pad")
+    with pytest.raises(ConfigError, match="'pad', but fashion_mnist_sample is no folder: or tfds:"):
+        train_and_evaluate(config, tmp_path / "run")
+    with pytest.raises(ConfigError, match="'pad', but idx:x is no folder: or tfds:"):
+        load_dataset("idx:x", "train", image_size=8, aspect_ratio="pad")
+    for test in (data, None):
+        with pytest.raises(ConfigError, match="has no effect on data that are given as objects"):
+            jaxcnn.fit(Tiny(), data, test, epochs=1, aspect_ratio="stretch")
+    config.aspect_ratio = "padd"
+    with pytest.raises(
+        ConfigError, match=r"config.aspect_ratio is 'padd' \(did you mean 'pad'\?\)"
+    ):
+        jaxcnn.validate_config(config)
+    config.aspect_ratio = "pad"  # of a config of one's own, whose variant takes the sample
+    assert jaxcnn.config.smoke(config, 28).aspect_ratio == "crop"
 
 
 def test_the_number_of_classes_is_that_of_the_data(tmp_path):

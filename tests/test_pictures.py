@@ -7,10 +7,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from jaxcnn.errors import DataError
-from jaxcnn.pictures import SUFFIXES, find_pictures, read_picture
+from jaxcnn.pictures import ASPECT_RATIOS, SUFFIXES, find_pictures, fit_picture, read_picture
 
 RNG = np.random.default_rng(0)
 GRAY = RNG.integers(0, 256, (5, 7), np.uint8)
@@ -194,3 +194,50 @@ def test_models_of_other_channels_take_no_files(tmp_path):
     Image.fromarray(GRAY).save(tmp_path / "gray.png")
     with pytest.raises(DataError, match="pictures give 1 or 3 channels, and the model takes 2"):
         read_picture(tmp_path / "gray.png", 2)
+
+
+# Squares
+
+
+def by_pillow(image, size, aspect_ratio):
+    """The square, by functions of Pillow's that jaxcnn does not call."""
+    how = Image.Resampling.BILINEAR
+    if aspect_ratio == "pad":
+        return ImageOps.pad(image, (size, size), how)
+    if aspect_ratio == "stretch":
+        return image.resize((size, size), how)
+    factor = size / min(image.size)
+    whole = image.resize([max(size, int(factor * side + 1e-9)) for side in image.size], how)
+    left, top = (round((side - size) / 2) for side in whole.size)
+    return whole.crop((left, top, left + size, top + size))
+
+
+@pytest.mark.parametrize("aspect_ratio", ASPECT_RATIOS)
+@pytest.mark.parametrize("shape", [(5, 37), (37, 5), (40, 39), (64, 64), (3, 3), (90, 7)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_squares_are_pillows(aspect_ratio, shape, channels):
+    pixels = RNG.integers(1, 256, (*shape, channels), np.uint8)
+    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    for size in (8, 19, 64):
+        square = fit_picture(pixels, size, aspect_ratio=aspect_ratio)
+        assert square.dtype == np.uint8
+        if shape[0] == shape[1] <= size:
+            np.testing.assert_array_equal(square, pixels)  # enlarged later
+            continue
+        expected = np.asarray(by_pillow(image, size, aspect_ratio)).reshape(size, size, channels)
+        np.testing.assert_array_equal(square, expected)
+
+
+def test_what_is_padded_is_black_on_both_sides():
+    square = fit_picture(np.full((10, 40, 3), 200, np.uint8), 16, aspect_ratio="pad")
+    assert (square[6:10] == 200).all()
+    assert not square[:6].any()
+    assert not square[10:].any()
+
+
+def test_thin_pictures_can_be_padded_and_stretched():
+    line = np.full((3, 1000, 1), 9, np.uint8)
+    with pytest.raises(DataError, match="too narrow for a square; crop it"):
+        fit_picture(line, 8)
+    assert (fit_picture(line, 8, aspect_ratio="stretch") == 9).all()
+    assert (fit_picture(line, 8, aspect_ratio="pad").sum(axis=(0, 2)) == 9).all()

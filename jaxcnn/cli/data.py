@@ -33,7 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image-size",
         type=int,
         metavar="N",
-        help="cut pictures to squares of at most N pixels; needed if their sizes differ",
+        help="make squares of at most N pixels of pictures; needed if their sizes differ",
+    )
+    parser.add_argument(
+        "--aspect-ratio",
+        choices=("crop", "pad", "stretch"),
+        default="crop",
+        help="how: crop the middle (the default), pad with black, or stretch",
     )
     parser.add_argument(
         "--data-dir", metavar="DIR", help="TFDS's; $TFDS_DATA_DIR, else ~/tensorflow_datasets"
@@ -61,7 +67,12 @@ def run(options: argparse.Namespace) -> Iterator[str]:
 
     splits = {
         split: load_dataset(
-            options.name, split, options.data_dir, options.data_source, options.image_size
+            options.name,
+            split,
+            options.data_dir,
+            options.data_source,
+            options.image_size,
+            options.aspect_ratio,
         )
         for split in ("train", "test")
     }

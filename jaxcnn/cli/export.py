@@ -30,8 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Iterator[str]:
     """Export a checkpoint, and yield a line on the file: its path, size and origin."""
     path = check_output(options.file, options.force)
+    from jaxcnn.models import Normalized, describe_normalization
     from jaxcnn.trained import load
 
     trained = load(options.run_folder, options.which)
     trained.export(path, options.names, force=options.force)
     yield f"{path}: {path.stat().st_size:,} bytes, step {trained.step} of {trained.folder}"
+    if path.suffix.lower() in (".safetensors", ".pt") and isinstance(trained.model, Normalized):
+        numbers = describe_normalization(trained.model)
+        yield f"normalize its images in [0, 1] by {numbers} (in full in its metadata)"

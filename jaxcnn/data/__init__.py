@@ -14,8 +14,9 @@ from jaxcnn.data.pipeline import epoch_batches, preprocess
 from jaxcnn.data.sample import load_fashion_mnist_sample
 from jaxcnn.data.sources import Source, Splits, load_source
 from jaxcnn.data.spec import IdxSpec
+from jaxcnn.data.statistics import ChannelStatistics, channel_statistics
 from jaxcnn.data.tfds_folder import open_tfds
-from jaxcnn.errors import did_you_mean
+from jaxcnn.errors import ConfigError, did_you_mean
 from jaxcnn.registry import call_entry
 
 __all__ = [
@@ -23,15 +24,18 @@ __all__ = [
     "DATASETS",
     "MIXINGS",
     "SOURCES",
+    "ChannelStatistics",
     "Dataset",
     "IdxSpec",
     "Source",
     "Splits",
+    "channel_statistics",
     "check_dataset",
     "dataset_words",
     "epoch_batches",
     "from_arrays",
     "from_folder",
+    "has_pictures",
     "is_dataset",
     "load_dataset",
     "load_fashion_mnist",
@@ -54,12 +58,16 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "fashion_mnist": load_fashion_mnist,
     "fashion_mnist_sample": load_fashion_mnist_sample,
 }
-# Each function takes (where, image_size, data_dir) and returns a Source. Add a kind of files here.
-SOURCES: dict[str, Callable[[str, int | None, str | Path | None], Source]] = {
-    "folder": lambda where, image_size, _: open_folder(where, image_size=image_size),
+# Each function takes (where, image_size, data_dir, aspect_ratio) and returns a Source. Add a kind
+# of files here.
+SOURCES: dict[str, Callable[[str, int | None, str | Path | None, str], Source]] = {
+    "folder": lambda where, image_size, _, aspect_ratio: open_folder(
+        where, image_size=image_size, aspect_ratio=aspect_ratio
+    ),
     "idx": lambda where, *_: open_idx(where),
     "tfds": open_tfds,
 }
+_PICTURES = ("folder", "tfds")  # kinds of pictures of any size, which become squares
 
 
 def dataset_words() -> list[str]:
@@ -83,12 +91,22 @@ def is_dataset(word: str) -> bool:
     return word in DATASETS or (kind in SOURCES and bool(where.strip()) and not is_record)
 
 
+def has_pictures(word: str) -> bool:
+    """Return whether a word of `config.dataset` is of pictures, which become squares as they load.
+
+    >>> has_pictures("folder:pictures"), has_pictures("fashion_mnist")
+    (True, False)
+    """
+    return word.partition(":")[0] in _PICTURES
+
+
 def load_dataset(
     name: str,
     split: str,
     data_dir: str | Path | None = None,
     data_source: str | Path | None = None,
     image_size: int | None = None,
+    aspect_ratio: str = "crop",
 ) -> Dataset:
     """Load one split of a data set that a config can name.
 
@@ -99,15 +117,16 @@ def load_dataset(
         split: 'train' or 'test'.
         data_dir: where prepared data are kept; see `load_fashion_mnist` and `load_source`.
         data_source: folder with the published files; see `load_fashion_mnist`.
-        image_size: to cut pictures to squares of at most this side; see `from_folder`.
+        image_size: to make squares of at most this side of pictures; see `from_folder`.
+        aspect_ratio: likewise; of pictures alone.
 
     Returns:
         Images, uint8 [N, H, W, C], labels, int32 [N], and the class names.
 
     Raises:
         ValueError: if the name is not registered or the split does not exist.
-        ConfigError: if the function does not take these arguments, or `check_dataset` does not
-            accept what it returns.
+        ConfigError: if an argument is not accepted, the function does not take these arguments, or
+            `check_dataset` does not accept what it returns.
         DataError: if the data cannot be found or downloaded, or are damaged.
 
     >>> load_dataset("fashion_mnist_sample", "test").images.shape
@@ -117,10 +136,15 @@ def load_dataset(
         hint = did_you_mean(name, DATASETS)
         words = ", ".join(dataset_words())
         raise ValueError(f"unknown data set {name!r}{hint}; registered: {words}")
+    if aspect_ratio != "crop" and not has_pictures(name):
+        raise ConfigError(
+            f"aspect_ratio is {aspect_ratio!r}, but {name} is no folder: or tfds:, whose pictures "
+            "become squares; leave it at 'crop'"
+        )
     if name not in DATASETS:
         check_split(split)
         kind, _, where = name.partition(":")
-        source = SOURCES[kind](where, image_size, data_dir)
+        source = SOURCES[kind](where, image_size, data_dir, aspect_ratio)
         splits = load_source(source, data_dir, tell=split == "train")
         return check_dataset(getattr(splits, split), f"{name} ({split})")
     entry = f"jaxcnn.data.DATASETS[{name!r}]"

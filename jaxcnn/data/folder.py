@@ -14,6 +14,7 @@ from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.sources import (
     Source,
     Splits,
+    check_fit,
     count_of,
     decode,
     describe_flaws,
@@ -46,6 +47,7 @@ def from_folder(
     path: str | Path,
     *,
     image_size: int | None = None,
+    aspect_ratio: str = "crop",
     test_fraction: float = 0.2,
     seed: int = 0,
     data_dir: str | Path | None = None,
@@ -62,8 +64,10 @@ def from_folder(
 
     Args:
         path: of the folder.
-        image_size: to cut pictures to squares of at most this side (`jaxcnn.pictures.fit_picture`).
-            By default they stay as they are, and all must be of one size.
+        image_size: to make squares of at most this side of the pictures. By default they stay as
+            they are, and all must be of one size.
+        aspect_ratio: how those that are no squares become such: 'crop', 'pad' or 'stretch'; see
+            `jaxcnn.pictures.fit_picture`.
         test_fraction: of each class that becomes the test set, if there is no folder for it.
         seed: of that choice, which stays the same as pictures are added.
         data_dir: see `load_source`.
@@ -87,7 +91,13 @@ def from_folder(
     >>> train.images.shape, sorted(test.labels.tolist()), test.class_names
     ((2, 16, 16, 3), [0, 1], ('cats', 'dogs'))
     """
-    source = open_folder(path, image_size=image_size, test_fraction=test_fraction, seed=seed)
+    source = open_folder(
+        path,
+        image_size=image_size,
+        aspect_ratio=aspect_ratio,
+        test_fraction=test_fraction,
+        seed=seed,
+    )
     return load_source(source, data_dir)
 
 
@@ -95,6 +105,7 @@ def open_folder(
     path: str | Path,
     *,
     image_size: int | None = None,
+    aspect_ratio: str = "crop",
     test_fraction: float = 0.2,
     seed: int = 0,
 ) -> Source:
@@ -103,6 +114,7 @@ def open_folder(
     Args:
         path: see `from_folder`.
         image_size: likewise.
+        aspect_ratio: likewise.
         test_fraction: likewise.
         seed: likewise.
 
@@ -111,8 +123,7 @@ def open_folder(
     """
     if not 0 < test_fraction < 1:
         raise ConfigError(f"test_fraction is {test_fraction}; it must be between 0 and 1")
-    if image_size is not None and image_size < 1:
-        raise ConfigError(f"image_size is {image_size}; it must be at least 1")
+    size, *how = check_fit(image_size, aspect_ratio)
     root = local_path(path, "the folder of pictures")
     title = f"folder:{path}"
     if not root.is_dir():
@@ -136,10 +147,10 @@ def open_folder(
     ]
     return Source(
         title,
-        ("folder", str(root.resolve()), [image_size, test_fraction, seed]),
+        ("folder", str(root.resolve()), [size, test_fraction, seed, *how]),
         files,
         found.notes(),
-        partial(_read, title, examples, tuple(sorted(splits["train"])), image_size),
+        partial(_read, title, examples, tuple(sorted(splits["train"])), image_size, aspect_ratio),
     )
 
 
@@ -148,10 +159,11 @@ def _read(
     examples: Mapping[str, list[tuple[str, _Picture]]],
     class_names: tuple[str, ...],
     image_size: int | None,
+    aspect_ratio: str,
 ) -> tuple[Splits, list[str]]:
     both = [*examples["train"], *examples["test"]]
     pictures = ((picture.name, picture.path) for _, picture in both)
-    images = decode(title, pictures, len(both), image_size)
+    images = decode(title, pictures, len(both), image_size, aspect_ratio)
     place = {name: i for i, name in enumerate(class_names)}
     labels = np.array([place[label] for label, _ in both], np.int32)
     count = len(examples["train"])

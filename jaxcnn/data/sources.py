@@ -19,9 +19,9 @@ import numpy as np
 import PIL
 
 from jaxcnn.data.dataset import Dataset
-from jaxcnn.errors import DataError
+from jaxcnn.errors import ConfigError, DataError, did_you_mean
 from jaxcnn.files import hold_lock, local_path, sync
-from jaxcnn.pictures import read_pictures, stack_pictures
+from jaxcnn.pictures import ASPECT_RATIOS, read_pictures, stack_pictures
 
 _FORMAT = 1  # of the cache; a change makes every copy anew
 _SHOWN = 3  # names that a message lists
@@ -114,6 +114,30 @@ def count_of(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def check_fit(image_size: int | None, aspect_ratio: str) -> list[Any]:
+    """Check how pictures become squares, and return it for `Source.settings`.
+
+    Args:
+        image_size: see `jaxcnn.pictures.fit_picture`; None to leave them as they are.
+        aspect_ratio: likewise.
+
+    Raises:
+        ConfigError: if one is not accepted, or the other has no effect without it.
+
+    >>> check_fit(64, "crop"), check_fit(64, "pad")
+    ([64], [64, 'pad'])
+    """
+    if aspect_ratio not in ASPECT_RATIOS:
+        hint, accepted = did_you_mean(aspect_ratio, ASPECT_RATIOS), ", ".join(ASPECT_RATIOS)
+        raise ConfigError(f"aspect_ratio is {aspect_ratio!r}{hint}; accepted: {accepted}")
+    if image_size is None and aspect_ratio != "crop":
+        raise ConfigError(f"aspect_ratio is {aspect_ratio!r}, which needs an image_size; give it")
+    if image_size is not None and image_size < 1:
+        raise ConfigError(f"image_size is {image_size}; it must be at least 1")
+    # Without the word that was the only one once, so that what is kept of that time stays.
+    return [image_size] if aspect_ratio == "crop" else [image_size, aspect_ratio]
+
+
 def split_by_hash(names: Sequence[str], fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Split examples of one class at random, by the hash of (seed, name).
 
@@ -146,7 +170,11 @@ def order_by_hash(names: Sequence[str], seed: int = 0) -> list[int]:
 
 
 def decode(
-    title: str, pictures: Iterable[tuple[str, Path | bytes]], count: int, image_size: int | None
+    title: str,
+    pictures: Iterable[tuple[str, Path | bytes]],
+    count: int,
+    image_size: int | None,
+    aspect_ratio: str = "crop",
 ) -> np.ndarray:
     """Decode pictures on all cores, and show progress on standard error.
 
@@ -155,6 +183,7 @@ def decode(
         pictures: the name of each, and its file or the file's content.
         count: of the pictures.
         image_size: see `jaxcnn.pictures.fit_picture`.
+        aspect_ratio: likewise.
 
     Returns:
         uint8 [N, H, W, C], with one channel if all are gray, else three.
@@ -170,7 +199,7 @@ def decode(
             yield name, source
 
     progress = _Progress(title, count)
-    arrays, errors = read_pictures(named(), image_size, progress)
+    arrays, errors = read_pictures(named(), image_size, progress, aspect_ratio)
     progress.end()
     if len(errors) == 1:
         raise DataError(f"{title}: {errors[0]}; mend or remove it")

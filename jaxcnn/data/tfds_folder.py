@@ -12,6 +12,7 @@ from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.sources import (
     Source,
     Splits,
+    check_fit,
     decode,
     describe_flaws,
     order_by_hash,
@@ -26,7 +27,10 @@ _TEST_FRACTION = 0.2  # of a set that has no test split
 
 
 def open_tfds(
-    name: str, image_size: int | None = None, data_dir: str | Path | None = None
+    name: str,
+    image_size: int | None = None,
+    data_dir: str | Path | None = None,
+    aspect_ratio: str = "crop",
 ) -> Source:
     """Find a data set that TFDS has prepared; docs/data.md says how it is prepared.
 
@@ -36,11 +40,12 @@ def open_tfds(
     Args:
         name: TFDS's, as 'cifar10', 'emnist/letters' (with a config) or 'cifar10:3.0.2' (with a
             version; else the newest).
-        image_size: to cut pictures to squares of at most this side; see `from_folder`.
+        image_size: to make squares of at most this side of the pictures; see `from_folder`.
         data_dir: TFDS's data directory; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+        aspect_ratio: see `from_folder`.
 
     Raises:
-        ConfigError: if the name is not of this form.
+        ConfigError: if the name is not of this form, or an argument not accepted.
         DataError: if the set is not there, or cannot be read.
     """
     match = _NAME.fullmatch(name)
@@ -49,6 +54,7 @@ def open_tfds(
             f"'tfds:{name}' is no name of TFDS's; accepted: tfds:NAME, tfds:NAME/CONFIG, and "
             "either with :VERSION"
         )
+    size, *how = check_fit(image_size, aspect_ratio)
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"  # TFDS's own default
     root = local_path(data_dir or default, "data_dir")
     folder = root / match[1] / (match[2] or "")
@@ -56,10 +62,10 @@ def open_tfds(
     files = [(file.name, file) for file in sorted(prepared.iterdir()) if file.is_file()]
     return Source(
         f"tfds:{name}",
-        ("tfds", str(prepared.resolve()), image_size),
+        ("tfds", str(prepared.resolve()), [size, *how] if how else size),
         files,
         [],
-        partial(_read, f"tfds:{name}", prepared, image_size),
+        partial(_read, f"tfds:{name}", prepared, image_size, aspect_ratio),
     )
 
 
@@ -81,7 +87,9 @@ def _find_version(title: str, folder: Path, version: str | None) -> Path:
     raise DataError(f"{title} is not prepared in {folder}; {there}")
 
 
-def _read(title: str, prepared: Path, image_size: int | None) -> tuple[Splits, list[str]]:
+def _read(
+    title: str, prepared: Path, image_size: int | None, aspect_ratio: str
+) -> tuple[Splits, list[str]]:
     from jaxcnn.data import tfds_builder  # here: TFDS is slow to import, and rarely needed
 
     class_names, splits = tfds_builder.open_prepared(prepared)
@@ -98,7 +106,7 @@ def _read(title: str, prepared: Path, image_size: int | None) -> tuple[Splits, l
                 labels.append(label)
                 yield names[len(labels) - 1], content
 
-    images = decode(title, pictures(), len(names), image_size)
+    images = decode(title, pictures(), len(names), image_size, aspect_ratio)
     array = np.array(labels, np.int32)
     if held_out:
         count = len(splits["train"])

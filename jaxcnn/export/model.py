@@ -21,6 +21,7 @@ from jaxcnn.data.pipeline import preprocess
 from jaxcnn.errors import ConfigError, JaxcnnError, did_you_mean, first_line
 from jaxcnn.files import check_output, local_path, write_atomically
 from jaxcnn.interop import save_state_dict, to_torch, to_torchvision
+from jaxcnn.models import Normalized, without_normalization
 from jaxcnn.ops.cpu import VARIABLE
 from jaxcnn.ops.sizes import as_integer
 
@@ -60,10 +61,14 @@ def export_model(
 
     A program takes `images`, uint8 [N, H, W, C] for any N, and returns `logits`, float32 [N, K]. It
     scales pixels to [0, 1] itself; the resize to (H, W) is left to its caller. Weights are a state
-    dict, for a module of PyTorch that takes images in [0, 1], float32 [N, C, H, W].
+    dict, for a module of PyTorch that takes images in [0, 1], float32 [N, C, H, W]. Of a
+    `jaxcnn.models.Normalized`, a program normalizes its images itself. Weights have no place for
+    it: the images of their module are to be normalized as torchvision's `Normalize` does, with the
+    'mean' and 'std' in the metadata. (The first convolution cannot take it over: it pads with 0.)
 
     Each file has metadata, text by name: 'class_names' and 'image_shape' (both JSON), 'layout',
-    'preprocessing', 'model' and 'jaxcnn_version'. ONNX has them in `metadata_props`, safetensors in
+    'preprocessing', 'model' and 'jaxcnn_version'; with weights of a `Normalized`, 'mean' and 'std'
+    of each channel (JSON), of pixels in [0, 1]. ONNX has them in `metadata_props`, safetensors in
     its header. The other two are zip archives to `zipfile`, with 'metadata.json' (`.stablehlo`) and
     'archive/metadata.json' (`.pt`).
 
@@ -97,8 +102,7 @@ def export_model(
     check_output(path, force)
     _check_package(suffix)
     shape = _check_arguments(model, image_shape, class_names)
-    if "implementation" in {field.name for field in dataclasses.fields(model)}:
-        model = model.clone(implementation="xla")
+    model = _with_xla(model)
 
     def function(variables: Any, images: jax.Array) -> jax.Array:
         logits = model.apply(variables, preprocess(images, dtype=dtype), train=False)
@@ -107,7 +111,8 @@ def export_model(
     variables = jax.device_get(variables)  # no array that lies over several devices
     free = jax.ShapeDtypeStruct((*export.symbolic_shape("n"), *shape), jnp.uint8)
     one = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
-    with _xla_alone(), _one_line(f"{type(model).__name__} cannot be exported to {path.name!r}"):
+    name = type(without_normalization(model)).__name__
+    with _xla_alone(), _one_line(f"{name} cannot be exported to {path.name!r}"):
         jax.eval_shape(function, variables, one)  # the model's errors, before anything is written
         metadata = _metadata(model, shape, class_names, suffix in _WEIGHTS)
         if suffix in _WEIGHTS:
@@ -115,6 +120,14 @@ def export_model(
         else:
             _write_program(path, _for_any_batch(function), variables, free, metadata)
     return path
+
+
+def _with_xla(model: nn.Module) -> nn.Module:
+    """Return the model with XLA's own operations, if it has a field for that."""
+    if isinstance(model, Normalized):
+        return model.clone(model=_with_xla(model.model))
+    has_field = "implementation" in {field.name for field in dataclasses.fields(model)}
+    return model.clone(implementation="xla") if has_field else model
 
 
 def _for_any_batch(function: Callable) -> Callable:
@@ -174,9 +187,15 @@ def _metadata(
     height, width, _ = shape
     resize = f"resize uint8 images to {height} x {width} (bilinear, antialiased, as Pillow does)"
     scale = "divide by 255" if is_weights else "the model itself divides by 255"
-    return {
+    numbers = {}
+    if isinstance(model, Normalized) and is_weights:
+        scale += "; subtract 'mean' from each channel, and divide it by 'std'"
+        numbers = {key: json.dumps(getattr(model, key)) for key in ("mean", "std")}
+    elif isinstance(model, Normalized):
+        scale += " and normalizes"
+    return numbers | {
         "jaxcnn_version": jaxcnn.__version__,
-        "model": type(model).__name__,
+        "model": type(without_normalization(model)).__name__,
         "class_names": json.dumps(list(class_names)),
         "image_shape": json.dumps(shape),
         "layout": "NCHW" if is_weights else "NHWC",

@@ -15,6 +15,7 @@ from rich.table import Table
 from jaxcnn.errors import JaxcnnError, first_line
 from jaxcnn.inspect.calls import Call, Path, Recorder, nest, without_arguments
 from jaxcnn.inspect.trace import Fixed, read
+from jaxcnn.models import without_normalization
 from jaxcnn.ops.sizes import as_integer
 
 _REFUSALS = (FlaxError, ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
@@ -85,7 +86,8 @@ def layer_summary(model: nn.Module, input_shape: Sequence[int]) -> list[LayerRow
 
     Args:
         model: a linen module, or a `functools.partial` of one. It is called with images and, where
-            it has such an argument, train=False (or is_training, deterministic, ...).
+            it has such an argument, train=False (or is_training, deterministic, ...). Of a
+            `jaxcnn.models.Normalized`, the layers are those of the model within.
         input_shape: [N, H, W, C].
 
     Returns:
@@ -102,7 +104,7 @@ def layer_summary(model: nn.Module, input_shape: Sequence[int]) -> list[LayerRow
     >>> [(row.type, row.shape, row.parameters) for row in rows][:3]
     [('Conv', (1, 28, 28, 6), 156), ('sigmoid', (1, 28, 28, 6), 0), ('avg_pool', (1, 14, 14, 6), 0)]
     """
-    module, call = _resolve(model)
+    module, call = _resolve(without_normalization(model))
     images = jax.ShapeDtypeStruct(_check_shape(input_shape), jnp.float32)
     keys = {name: jax.random.key(0) for name in ("params", "dropout")}
     recorder = Recorder()

@@ -25,7 +25,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcnn.interop.places import counterparts, flattened_channels, has_counterpart, place_of
 from jaxcnn.interop.state_dict import StateDict, as_weights, unwrap
-from jaxcnn.models import VGG
+from jaxcnn.models import VGG, without_normalization
 
 _LEAVES = {
     ("params", "kernel"): "weight",
@@ -62,7 +62,8 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module) -> StateDict:
         variables: of the model, {'params': ..., 'batch_stats': ...}, as from `model.init`,
             `TrainState.variables` or `from_torch`; without BatchNorm 'params' are enough.
         model: an instance of one of jaxcnn's networks, such as a `ResNet`. The networks that d2l
-            has not, such as ResNet50, are named as its `ResNet` would name them.
+            has not, such as ResNet50, are named as its `ResNet` would name them. A `Normalized`
+            counts as the network within: the module takes images that are normalized.
 
     Returns:
         Arrays by the names that d2l's module gives them, such as 'net.0.weight', in at least
@@ -80,6 +81,7 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module) -> StateDict:
     >>> to_torch(variables, model)["net.0.weight"].shape
     (6, 1, 5, 5)
     """
+    model = without_normalization(model)
     entries = {"/".join(entry.path): entry for entry in _entries(model)}
     if not isinstance(variables, Mapping):
         kind = type(variables).__name__
@@ -146,6 +148,7 @@ def read_state_dict(
     >>> sorted(read_state_dict(state, model, "layer.{}".format))
     ['batch_stats', 'params']
     """
+    model = without_normalization(model)
     entries = {rename(entry.name): entry for entry in _entries(model)}
     state, prefix, place = unwrap(state_dict, entries)
     entries = {f"{prefix}{name}": entry for name, entry in entries.items()}

@@ -37,6 +37,7 @@ from jaxcnn.models import (
     ResNet,
     ResNet34,
     ResNeXtBottleneck,
+    without_normalization,
 )
 
 _CHANNELS = (64, 128, 256, 512)
@@ -54,7 +55,8 @@ def to_torchvision(
 
     Args:
         variables: of the model, {'params': ..., 'batch_stats': ...}.
-        model: a `ResNet` with torchvision's channels, or a `VGG`.
+        model: a `ResNet` with torchvision's channels, or a `VGG`; or a `Normalized` with one, as
+            for `to_torch`.
         image_size: (H, W) of the images. A VGG's last feature maps must have 7 x 7 pixels:
             torchvision's takes the mean of others.
 
@@ -70,6 +72,7 @@ def to_torchvision(
     >>> list(to_torchvision(variables, model, (28, 28)))[:2]
     ['features.0.bias', 'features.0.weight']
     """
+    model = without_normalization(model)
     if not _is_torchvisions(model):
         raise _refusal(model)
     if isinstance(model, VGG):
@@ -112,6 +115,7 @@ def from_torchvision(state_dict: Any, model: nn.Module) -> dict[str, Any]:
     >>> list(back["params"]), back["params"]["dense1"]["kernel"].shape
     (['block1', 'block2', 'dense1', 'dense2', 'dense3'], (392, 4096))
     """
+    model = without_normalization(model)
     if not _is_torchvisions(model):
         raise _refusal(model)
     if _is_d2ls(model):

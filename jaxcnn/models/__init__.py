@@ -14,6 +14,7 @@ from jaxcnn.models.googlenet import GoogLeNet, Inception
 from jaxcnn.models.imagenet_resnet import BasicBlock, Bottleneck, ResNet34, ResNet50
 from jaxcnn.models.lenet import LeNet, LeNetModern
 from jaxcnn.models.nin import NiN, NiNBlock
+from jaxcnn.models.normalized import Normalized, describe_normalization, without_normalization
 from jaxcnn.models.resnet import Residual, ResNet, ResNet18
 from jaxcnn.models.resnext import ResNeXt50, ResNeXtBlock, ResNeXtBottleneck
 from jaxcnn.models.vgg import VGG, VGG11, VGGBlock, VGGNarrow
@@ -33,6 +34,7 @@ __all__ = [
     "LeNetModern",
     "NiN",
     "NiNBlock",
+    "Normalized",
     "ResNeXt50",
     "ResNeXtBlock",
     "ResNeXtBottleneck",
@@ -46,6 +48,8 @@ __all__ = [
     "build_model",
     "create_model",
     "describe_model",
+    "describe_normalization",
+    "without_normalization",
 ]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {

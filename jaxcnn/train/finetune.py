@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from jaxcnn.errors import ConfigError, did_you_mean
 from jaxcnn.layers import BatchNorm
-from jaxcnn.train.protocol import set_axis_name
+from jaxcnn.models.normalized import take_place
 from jaxcnn.train.trees import name_of, shapes_by_name
 
 
@@ -31,15 +31,11 @@ class PartlyFrozen(nn.Module):
     frozen: tuple[str, ...]
     axis_name: str | None = None
 
-    def setup(self) -> None:
-        """Let the model have its variables here."""
-        self.net = set_axis_name(self.model, self.axis_name)
-        nn.share_scope(self, self.net)
-
+    @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Return the model's logits."""
         with nn.intercept_methods(partial(_average_in, self.frozen)):
-            return self.net(images, train=train)
+            return take_place(self.model, self, self.axis_name)(images, train=train)
 
 
 def _average_in(

@@ -13,13 +13,21 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxcnn.config import DTYPES, check_batches, check_values, to_settings, validate_config
-from jaxcnn.data import DATASETS, Dataset, check_dataset, load_dataset, preprocess
+from jaxcnn.data import (
+    DATASETS,
+    ChannelStatistics,
+    Dataset,
+    channel_statistics,
+    check_dataset,
+    load_dataset,
+    preprocess,
+)
 from jaxcnn.data.augment import parse_augmentation, parse_mixing
 from jaxcnn.data.pipeline import batch_sizes, epoch_sizes
 from jaxcnn.data.split import split_validation
 from jaxcnn.errors import ConfigError
 from jaxcnn.keys import Purpose, derive_key
-from jaxcnn.models import MODELS, describe_model, is_own_model
+from jaxcnn.models import MODELS, Normalized, describe_model, is_own_model
 from jaxcnn.registry import call_entry
 from jaxcnn.train.optim import check_recipe, create_optimizer, learning_rates
 from jaxcnn.train.parallel import DataParallel
@@ -44,12 +52,16 @@ class Setup:
         train: the training set, without the validation set.
         validation: the set to choose an epoch by; None if there is none.
         test: the test set; None if there is none.
-        model: maps images to logits; its axis name is that of `parallel`.
+        model: maps images in [0, 1] to logits; its axis name is that of `parallel`.
         optimizer: created the state.
         state: to start from, on the devices; training donates it.
         settings: the config as a dict, for the record: an object that was given replaces the
             config's word, as in {"model": "object ResNet"}, and `num_classes` 0 is replaced by the
             number that it stands for.
+        described: what `build_model` makes a model of that was given as an object; None if it
+            cannot, or the config names the model.
+        normalization: the numbers that the model normalizes its images with, if the config asks for
+            it.
     """
 
     config: ConfigDict
@@ -61,6 +73,8 @@ class Setup:
     optimizer: optax.GradientTransformation
     state: TrainState
     settings: dict[str, Any]
+    described: dict[str, Any] | None = None
+    normalization: ChannelStatistics | None = None
 
     @property
     def held_out(self) -> tuple[str, Dataset] | None:
@@ -122,13 +136,15 @@ class Setup:
     def facts(self) -> dict[str, Any]:
         """Return what else the record of a run says, so that its model can be built again."""
         shape = [self.config.image_size, self.config.image_size, self.train.images.shape[3]]
-        is_object = self.settings["model"] != self.config.model
-        described = describe_model(self.model) if is_object else None
-        return {
+        facts: dict[str, Any] = {
             "class_names": list(self.train.class_names),
             "image_shape": shape,
-            **({"module": described} if described else {}),
         }
+        if self.described:
+            facts["module"] = self.described
+        if self.normalization:
+            facts["normalization"] = {k: list(x) for k, x in self.normalization._asdict().items()}
+        return facts
 
 
 def prepare(
@@ -185,12 +201,18 @@ def prepare(
     image_shape = (config.image_size, config.image_size, train.images.shape[3])
     num_classes, dtype = len(train.class_names), DTYPES[config.dtype]
     settings["num_classes"] = config.num_classes or num_classes
-    needs_check = model is not None or not is_own_model(config.model)
+    is_object = model is not None
+    needs_check = is_object or not is_own_model(config.model)
     if model is None:
         model = _create_model(config, num_classes, settings["dataset"])
+    _check_normalization(config, model)
     if needs_check:
         check_model(model, image_shape, num_classes, num_devices, dtype)
+    described = describe_model(model) if is_object else None
     _check_augmentation(config, train, image_shape, num_devices)
+    normalization = None if config.normalization == "none" else channel_statistics(train.images)
+    if normalization is not None:
+        model = Normalized(model, *normalization)
     model = set_axis_name(model, parallel.axis_name)
     create_state = partial(
         create_train_state,
@@ -205,7 +227,27 @@ def prepare(
         optimizer = create_optimizer(config, num_steps)
     check_optimizer(optimizer, jax.eval_shape(partial(create_state, optax.identity())).params)
     state = parallel.replicate(parallel.compile_and_run(partial(create_state, optimizer)))
-    return Setup(config, parallel, train, validation, test, model, optimizer, state, settings)
+    return Setup(
+        config,
+        parallel,
+        train,
+        validation,
+        test,
+        model,
+        optimizer,
+        state,
+        settings,
+        described=described,
+        normalization=normalization,
+    )
+
+
+def _check_normalization(config: ConfigDict, model: nn.Module) -> None:
+    if config.normalization != "none" and isinstance(model, Normalized):
+        raise ConfigError(
+            f"config.normalization is {config.normalization!r}, but the model is a Normalized, "
+            "which has a mean and std; leave it at 'none', or give the model within"
+        )
 
 
 def _settings(config: ConfigDict, model: Any, optimizer: Any, train: Any, test: Any) -> dict:
@@ -229,9 +271,19 @@ def _load_data(
         if given is not None:
             return check_dataset(given, split).first(limit)
         return load_dataset(
-            config.dataset, split, config.data_dir, config.data_source, config.image_size
+            config.dataset,
+            split,
+            config.data_dir,
+            config.data_source,
+            config.image_size,
+            config.aspect_ratio,
         ).first(limit)
 
+    if config.aspect_ratio != "crop" and train is not None and (test is not None or not has_test):
+        raise ConfigError(
+            f"config.aspect_ratio is {config.aspect_ratio!r}, which has no effect on data that are "
+            "given as objects; leave it at 'crop'"
+        )
     train = load("train", train, config.max_train_examples)
     if validation is not None:
         if config.validation_examples:

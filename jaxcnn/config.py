@@ -42,6 +42,7 @@ def get_default_config() -> ConfigDict:
 
     # How
     config.batch_size = 128  # examples per step, over all devices
+    config.gradient_accumulation_steps = 1  # parts of a batch, one at a time, for less memory
     config.last_batch = "smaller"  # if not full: "smaller", or "merged" with the one before it
     config.num_epochs = 10  # passes over the training set
     config.optimizer = "sgd"  # a key of jaxcnn.train.OPTIMIZERS
@@ -158,7 +159,7 @@ def check_values(config: ConfigDict) -> None:
     check_keys(config)
     _check_types(config, get_default_config())
     _check_words(config)
-    for key in ("batch_size", "num_epochs"):
+    for key in ("batch_size", "gradient_accumulation_steps", "num_epochs"):
         _check_number(key, config[key], at_least=1)
     _check_number("num_classes", config.num_classes, at_least=0, below=2**20)
     _check_number("image_size", config.image_size, at_least=1, below=2**13)
@@ -209,40 +210,63 @@ def check_keys(keys: Iterable[str]) -> None:
 
 
 def check_batches(
-    batch_size: int, num_examples: int, num_devices: int, last_batch: str = "smaller"
+    batch_size: int,
+    num_examples: int,
+    num_devices: int,
+    last_batch: str = "smaller",
+    gradient_accumulation_steps: int = 1,
 ) -> None:
     """Check that every batch of an epoch, the last one too, splits evenly over the devices.
+
+    If gradients are accumulated, each device must be able to divide its share of a full batch into
+    equal parts. The last batch may take fewer parts, and not quite equal ones.
 
     Args:
         batch_size: examples per step.
         num_examples: in the training set.
         num_devices: that each batch is split over.
         last_batch: 'smaller' or 'merged'.
+        gradient_accumulation_steps: parts of a batch, `config.gradient_accumulation_steps`.
 
     Raises:
-        ConfigError: with the nearest batch size that works.
+        ConfigError: with the nearest values that work.
 
     >>> check_batches(batch_size=128, num_examples=60000, num_devices=8)
     """
     from jaxcnn.data.pipeline import batch_sizes  # here: `import jaxcnn` loads no data code
-
-    def fits(batch_size: int) -> bool:
-        sizes = batch_sizes(num_examples, batch_size, last_batch)
-        return all(size % num_devices == 0 for size in sizes)
 
     if batch_size > num_examples:
         raise ConfigError(
             f"config.batch_size is {batch_size}, but there are only {num_examples} training "
             "examples; give a batch size of at most that"
         )
-    if fits(batch_size):
+
+    def is_shared(batch_size: int) -> bool:
+        sizes = batch_sizes(num_examples, batch_size, last_batch)
+        return all(size % num_devices == 0 for size in sizes)
+
+    def divides(parts: int, batch_size: int) -> bool:
+        return parts == 1 or batch_size % (num_devices * parts) == 0
+
+    steps = gradient_accumulation_steps
+    if is_shared(batch_size) and divides(steps, batch_size):
         return
     nearest = sorted(range(1, num_examples + 1), key=lambda size: abs(size - batch_size))
-    advice = next((f"batch_size={size}" for size in nearest if fits(size)), "other num_devices")
-    last = batch_sizes(num_examples, batch_size, last_batch)[-1]
+    fit = (f"batch_size={size}" for size in nearest if is_shared(size) and divides(steps, size))
+    advice = next(fit, "other num_devices")
+    if not is_shared(batch_size):
+        last = batch_sizes(num_examples, batch_size, last_batch)[-1]
+        raise ConfigError(
+            f"config.batch_size is {batch_size}, with a last batch of {last}: "
+            f"{num_devices} devices cannot share both equally; try {advice} or fewer num_devices"
+        )
+    parts = min(
+        (parts for parts in range(1, batch_size + 1) if divides(parts, batch_size)),
+        key=lambda parts: abs(parts - steps),
+    )
     raise ConfigError(
-        f"config.batch_size is {batch_size}, with a last batch of {last}: "
-        f"{num_devices} devices cannot share both equally; try {advice} or fewer num_devices"
+        f"config.gradient_accumulation_steps is {steps}: {num_devices} device(s) cannot compute a "
+        f"batch of {batch_size} in so many equal parts; try {parts}, or {advice}"
     )
 
 

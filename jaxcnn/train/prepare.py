@@ -98,6 +98,29 @@ class Setup:
         return self.config.num_epochs * self.steps_per_epoch
 
     @property
+    def part_size(self) -> int:
+        """Examples that are computed at a time, on all devices: a full batch, or a part of it."""
+        return self.config.batch_size // self.config.gradient_accumulation_steps
+
+    def count_parts(self, batch_size: int) -> int:
+        """Return the parts of a batch: as few as are no larger than those of a full one.
+
+        Args:
+            batch_size: examples of the batch, on all devices.
+        """
+        is_whole = self.config.gradient_accumulation_steps == 1
+        return 1 if is_whole else -(-batch_size // self.part_size)
+
+    def smallest_part(self, batch_size: int) -> int:
+        """Return the examples of a batch's smallest part, on all devices.
+
+        Args:
+            batch_size: examples of the batch, on all devices.
+        """
+        num_devices = len(self.parallel.devices)
+        return batch_size // num_devices // self.count_parts(batch_size) * num_devices
+
+    @property
     def num_logits(self) -> int:
         """Logits of the model, at least as many as there are classes."""
         return _count_logits(self.model, self.state, self.facts()["image_shape"])
@@ -197,7 +220,13 @@ def prepare(
     train, validation, test = _load_data(config, train, validation, test, has_test)
     parallel = DataParallel(config.num_devices)
     num_devices = len(parallel.devices)
-    check_batches(config.batch_size, len(train.labels), num_devices, config.last_batch)
+    check_batches(
+        config.batch_size,
+        len(train.labels),
+        num_devices,
+        config.last_batch,
+        config.gradient_accumulation_steps,
+    )
     image_shape = (config.image_size, config.image_size, train.images.shape[3])
     num_classes, dtype = len(train.class_names), DTYPES[config.dtype]
     settings["num_classes"] = config.num_classes or num_classes

@@ -151,6 +151,7 @@ class Programs:
         setup = self._setup
         # A last batch of another size is row 0 of an array of its own.
         position = jnp.minimum(state.step % setup.steps_per_epoch, batches.shape[0] - 1)
+        batch_size = batches.shape[1] * len(setup.parallel.devices)
         images, labels = _batch(setup.config, data, batches[position])
         images = self._augment(images, batches[position], state.step)
         return train_step(
@@ -160,6 +161,7 @@ class Programs:
             optimizer=setup.optimizer,
             loss=self._loss,
             ema_decay=setup.config.ema_decay,
+            gradient_accumulation_steps=setup.count_parts(batch_size),
             seed=setup.config.seed,
             axis_name=setup.parallel.axis_name,
         )
@@ -205,7 +207,7 @@ class Evaluator:
         self._max_steps = max_steps or setup.config.steps_per_call or _default_steps(setup)
         self._counts = _counts(setup, self._max_steps)
         self._start = parallel.replicate((_no_metrics(setup), jnp.zeros((), jnp.int32)))
-        batches = padded_batches(len(dataset.labels), setup.config.batch_size)
+        batches = padded_batches(len(dataset.labels), setup.part_size)
         self._num_batches, self._batches = len(batches), parallel.shard(batches)
         self._data = parallel.replicate(_device_data(dataset))
         args = (setup.state, *self._start, self._counts[1], self._data, self._batches)

@@ -11,7 +11,9 @@ from flax import linen as nn
 from jax import lax
 
 from jaxcnn.keys import Purpose, derive_key
+from jaxcnn.ops import cpu
 from jaxcnn.ops.sharding import vary_over
+from jaxcnn.ops.sizes import as_integer
 from jaxcnn.train.loss import Loss, cross_entropy
 from jaxcnn.train.metrics import Metrics
 from jaxcnn.train.state import TrainState
@@ -26,6 +28,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     loss: Loss = cross_entropy,
     ema_decay: float = 0.0,
+    gradient_accumulation_steps: int = 1,
     seed: int = 0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
@@ -34,6 +37,12 @@ def train_step(
     Meant to be compiled: bind the keyword arguments with `functools.partial` and wrap the result in
     `jax.jit` (or `jax.pmap`, with `axis_name`), as in the example. Donate the state, whose memory
     the new state can then reuse.
+
+    With `gradient_accumulation_steps` the gradients of the parts (micro-batches) add up to those of
+    the batch, for one step of the optimizer. The sizes of the parts differ by one at most. The step
+    is that of the whole batch up to rounding, but for BatchNorm and dropout: BatchNorm normalizes
+    each part by its own statistics and moves its running averages once for each part, as in
+    PyTorch, and each part has a dropout mask of its own.
 
     Args:
         state: before the step.
@@ -45,6 +54,8 @@ def train_step(
         optimizer: the one that the state was created with.
         loss: maps logits [N, K] and labels to the loss of each example [N].
         ema_decay: of the moving average in `state.ema`, if there is one; see `update_ema`.
+        gradient_accumulation_steps: parts that the batch is computed in, one after the other, so
+            that the memory of one part is enough; see above.
         seed: of dropout, whose masks depend on (seed, step).
         axis_name: mapped axis that the batch is split over; gradients are averaged over it and
             metrics summed. None on one device.
@@ -55,7 +66,8 @@ def train_step(
 
     Raises:
         ValueError: if images or labels are of another dtype, there are no images, or there is not
-            one label for each; or if the model would average its batch statistics over other axes.
+            one label for each; if the model would average its batch statistics over other axes; or
+            if there are more parts than images.
 
     >>> from functools import partial
     >>> from jaxcnn.models import LeNet
@@ -70,28 +82,27 @@ def train_step(
     _check_batch(images, labels, may_be_probabilities=True)
     if images.shape[0] == 0:
         raise ValueError("train_step takes at least one image, got none: there is no mean loss")
+    num_parts = as_integer(gradient_accumulation_steps, "gradient_accumulation_steps")
+    if num_parts != 1 and not 1 <= num_parts <= images.shape[0]:
+        raise ValueError(
+            f"gradient_accumulation_steps is {num_parts}; it must be 1 to {images.shape[0]}, the "
+            "number of images"
+        )
     if state.batch_stats and getattr(model, "axis_name", axis_name) != axis_name:
         raise ValueError(
             f"train_step has axis_name={axis_name!r} and the model {model.axis_name!r}; give both "
             "the same, over which BatchNorm averages its statistics"
         )
     key = derive_key(seed, Purpose.DROPOUT, state.step, axis_name)
-
-    def loss_fn(params):
-        logits, updates = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": key},
-        )
-        losses = loss(logits, labels)
-        return losses.mean(), (losses, logits, updates.get("batch_stats", {}))
-
     params = vary_over(state.params, axis_name)
-    grads, (losses, logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(params)
-    classes = labels if labels.ndim == 1 else labels.argmax(axis=-1)
-    metrics = Metrics.from_batch(losses, logits, classes, jnp.ones_like(losses))
+    compute = partial(_compute_gradients, params, model=model, loss=loss)
+    if num_parts == 1:
+        grads, batch_stats, metrics = compute(state.batch_stats, images, labels, key)
+    else:
+        zeros = vary_over(jax.tree.map(jnp.zeros_like, params), axis_name)
+        grads, batch_stats, metrics = _accumulate(
+            compute, (zeros, state.batch_stats), (images, labels), key, num_parts
+        )
     if axis_name is not None:
         grads = lax.pmean(grads, axis_name)
         metrics = lax.psum(metrics, axis_name)
@@ -104,6 +115,93 @@ def train_step(
         ema=state.ema,
     )
     return update_ema(state, ema_decay), metrics
+
+
+def _compute_gradients(
+    params: Any,
+    batch_stats: Any,
+    images: jax.Array,
+    labels: jax.Array,
+    key: jax.Array,
+    *,
+    model: nn.Module,
+    loss: Loss,
+) -> tuple[Any, Any, Metrics]:
+    """Return the gradients of the mean loss, the running averages after the batch, and its metrics.
+
+    Args:
+        params: of the model.
+        batch_stats: before the batch.
+        images: of the batch.
+        labels: of the batch.
+        key: of dropout.
+        model: maps images to logits.
+        loss: see `train_step`.
+    """
+
+    def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": key},
+        )
+        losses = loss(logits, labels)
+        return losses.mean(), (losses, logits, updates.get("batch_stats", {}))
+
+    grads, (losses, logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(params)
+    classes = labels if labels.ndim == 1 else labels.argmax(axis=-1)
+    return grads, batch_stats, Metrics.from_batch(losses, logits, classes, jnp.ones_like(losses))
+
+
+def _accumulate(
+    compute: Callable[..., tuple[Any, Any, Metrics]],
+    init: tuple[Any, Any],
+    batch: tuple[jax.Array, jax.Array],
+    key: jax.Array,
+    num_parts: int,
+) -> tuple[Any, Any, Metrics]:
+    """Return what `compute` returns for a batch, computed part by part.
+
+    Each part changes the running averages that the part before it left.
+
+    Args:
+        compute: from (batch_stats, images, labels, key) to gradients, running averages and metrics.
+        init: zeros like the gradients, and the running averages before the batch.
+        batch: images and labels.
+        key: of dropout; each part has one of its own.
+        num_parts: at most as many as examples.
+    """
+    num_examples = len(batch[0])
+    size, larger = divmod(num_examples, num_parts)
+    keys = jax.random.split(key, num_parts)
+
+    def add(carry: tuple[Any, Any], part: Any) -> tuple[tuple[Any, Any], Metrics]:
+        total, batch_stats = carry
+        grads, batch_stats, metrics = compute(batch_stats, *part)
+        share = len(part[0]) / num_examples
+        return (jax.tree.map(lambda a, b: a + share * b, total, grads), batch_stats), metrics
+
+    def add_parts(carry: tuple[Any, Any], batch: Any, keys: jax.Array) -> Any:
+        return cpu.scan(add, carry, (*(_divide(x, len(keys)) for x in batch), keys))
+
+    if not larger:
+        carry, metrics = add_parts(init, batch, keys)
+    else:  # the first parts have one example more
+        cut = larger * (size + 1)
+        carry, metrics = add_parts(init, [x[:cut] for x in batch], keys[:larger])
+        carry, more = add_parts(carry, [x[cut:] for x in batch], keys[larger:])
+        metrics = jax.tree.map(lambda *x: jnp.concatenate(x), metrics, more)
+    return *carry, jax.tree.map(lambda x: x.sum(axis=0), metrics)
+
+
+def _divide(x: jax.Array, num_parts: int) -> jax.Array:
+    """Return [num_parts, N / num_parts, ...] of [N, ...]; a part has examples from all over it.
+
+    So a batch that `jit` divides over devices stays where it is: each computes some of every part.
+    """
+    return jnp.moveaxis(x.reshape(-1, num_parts, *x.shape[1:]), 1, 0)
 
 
 def update_ema(state: TrainState, decay: float) -> TrainState:

@@ -21,7 +21,7 @@ import functools
 import jax
 
 from jaxcnn.ops.cpu import probe, programs
-from jaxcnn.ops.cpu.memory import materialize, relu, remat_in_chunks, suits_loops
+from jaxcnn.ops.cpu.memory import materialize, relu, remat_in_chunks, scan, suits_loops
 from jaxcnn.ops.cpu.pool import max_pool, sum_tiles
 from jaxcnn.ops.cpu.primitives import conv2d
 from jaxcnn.ops.cpu.products import product
@@ -38,6 +38,7 @@ __all__ = [
     "product",
     "relu",
     "remat_in_chunks",
+    "scan",
     "status",
     "suits_loops",
     "sum_tiles",

@@ -4,7 +4,9 @@ On GPU and TPU `materialize` and the chunks do nothing, and `relu` equals `jax.n
 """
 
 import math
+import operator
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -114,6 +116,49 @@ def suits_loops(function: Callable, *args: Any) -> bool:
     True
     """
     return _suits_loops(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def scan(function: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any) -> tuple[Any, Any]:
+    """Return what `jax.lax.scan` returns, as fast and in as little memory on every platform.
+
+    On CPU the loop is unrolled where a convolution would be slow within it. XLA is free to compute
+    the turns of an unrolled loop in any order, and keeps what several of them need. So each turn
+    begins with a number that depends on all of the turn before it.
+
+    Args:
+        function: from (carry, x) to (carry, y).
+        init: the first carry, a tree of floating-point arrays.
+        xs: tree of arrays [turns, ...].
+
+    Returns:
+        The last carry, and the tree of ys, [turns, ...].
+
+    >>> scan(lambda total, x: (total + x, total), jnp.float32(0), jnp.array([1.0, 2.0, 3.0]))
+    (Array(6., dtype=float32), Array([0., 1., 3.], dtype=float32))
+    """
+    if suits_loops(function, init, jax.tree.map(lambda x: x[0], xs)):
+        return lax.scan(function, init, xs)
+
+    def on_cpu(init: Any, xs: Any) -> tuple[Any, Any]:
+        carry, ys = init, []
+        for turn in range(len(jax.tree.leaves(xs)[0])):
+            index = _after(carry, turn) if turn else 0
+            carry, y = function(carry, jax.tree.map(operator.itemgetter(index), xs))
+            carry = jax.tree.map(materialize, carry)
+            ys.append(y)
+        return carry, jax.tree.map(lambda *ys: jnp.stack(ys), *ys)
+
+    return lax.platform_dependent(init, xs, cpu=on_cpu, default=partial(lax.scan, function))
+
+
+def _after(carry: Any, turn: int) -> jax.Array:
+    """Return `turn`, which XLA does not know before it has computed the whole carry.
+
+    An `optimization_barrier` would not do: on CPU it is gone before XLA orders the operations.
+    With a NaN in the carry it is another number; the sums that follow are then NaN in any case.
+    """
+    seen = sum(x.sum().astype(jnp.float32) for x in jax.tree.leaves(carry))
+    return jnp.where(seen == seen, turn, 0)
 
 
 def _suits_loops(program: Any) -> bool:

@@ -55,18 +55,29 @@ def _speed_notes(setup: Setup) -> list[str]:
 
 
 def _batch_norm_notes(setup: Setup) -> list[str]:
-    """Return a line if some of the batches that BatchNorm takes its statistics of are tiny."""
-    config = setup.config
-    sizes = batch_sizes(len(setup.train.labels), config.batch_size, config.last_batch)
-    if not setup.state.batch_stats or min(sizes) >= MIN_BATCH:
+    """Return a line if BatchNorm takes its statistics of parts of a batch, or of tiny batches."""
+    if not setup.state.batch_stats:
         return []
+    config, notes = setup.config, []
+    if config.gradient_accumulation_steps > 1:
+        notes.append(
+            f"BatchNorm takes its statistics of parts of {setup.part_size} images, not of the "
+            f"whole batch of {config.batch_size} (config.gradient_accumulation_steps)"
+        )
+    sizes = batch_sizes(len(setup.train.labels), config.batch_size, config.last_batch)
+    parts = [setup.smallest_part(size) for size in sizes]
     too_few = f"too few for BatchNorm's statistics, which take {MIN_BATCH} or more"
-    if sizes[0] < MIN_BATCH:
-        return [f"batches of {sizes[0]} are {too_few}; give a larger config.batch_size"]
-    return [
-        f"the last batch of an epoch has {sizes[1]} image(s), {too_few}; "
-        "--config.last_batch=merged joins it to the batch before it"
-    ]
+    if parts[0] < MIN_BATCH:
+        what, change = "batches", "a larger config.batch_size"
+        if config.gradient_accumulation_steps > 1:
+            what, change = "parts", "a smaller config.gradient_accumulation_steps"
+        notes.append(f"{what} of {parts[0]} are {too_few}; give {change}")
+    elif min(parts) < MIN_BATCH:
+        notes.append(
+            f"the last batch of an epoch has {parts[1]} image(s), {too_few}; "
+            "--config.last_batch=merged joins it to the batch before it"
+        )
+    return notes
 
 
 def _data_notes(setup: Setup) -> list[str]:

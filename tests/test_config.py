@@ -132,6 +132,7 @@ def test_unknown_key_is_refused_when_set():
         ("image_size", 0, "at least 1"),
         ("image_size", 11, "too small for model 'lenet'"),
         ("batch_size", 0, "at least 1"),
+        ("gradient_accumulation_steps", 0, "at least 1"),
         ("num_epochs", 0, "config.num_epochs is 0; it must be at least 1"),
         ("num_epochs", -1, "at least 1"),
         ("max_train_examples", -1, "at least 0"),
@@ -209,6 +210,45 @@ def test_advised_batch_size_can_be_shared(devices, last_batch):
         except ConfigError as error:
             advised = re.search(r"batch_size=(\d+)", str(error))
             check_batches(int(advised[1]), 240, devices, last_batch)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "parts", "devices", "words"),
+    [
+        (
+            128,
+            3,
+            1,
+            "is 3: 1 device(s) cannot compute a batch of 128 in so many equal parts; try 2",
+        ),
+        (128, 200, 1, "so many equal parts; try 128, or batch_size=200"),
+        (
+            128,
+            3,
+            8,
+            "is 3: 8 device(s) cannot compute a batch of 128 in so many equal parts; try 2",
+        ),
+        (128, 3, 1, ", or batch_size=129"),
+        (128, 3, 8, ", or batch_size=120"),
+        (120, 16, 8, "try 15"),
+    ],
+)
+def test_parts_that_do_not_divide_a_batch_are_refused(batch_size, parts, devices, words):
+    with pytest.raises(ConfigError) as error:
+        check_batches(batch_size, 60_000, devices, gradient_accumulation_steps=parts)
+    assert words in f"{error.value}"
+    assert "\n" not in f"{error.value}"
+    for advised in re.findall(r"try (\d+)|batch_size=(\d+)", f"{error.value}"):
+        given = {"gradient_accumulation_steps": int(advised[0])} if advised[0] else {}
+        size = int(advised[1] or batch_size)
+        check_batches(size, 60_000, devices, **{"gradient_accumulation_steps": parts} | given)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("last_batch", ["smaller", "merged"])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_d2ls_batches_may_be_computed_in_parts(parts, last_batch, devices):
+    check_batches(128, 60_000, devices, last_batch, parts)
 
 
 def test_what_may_change_is_known():

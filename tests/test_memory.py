@@ -230,6 +230,50 @@ def test_randomness_within_image_by_image_is_refused(monkeypatch):
         WithDropout().apply({}, jnp.ones((6, 4, 4, 1)), rngs=rngs)
 
 
+class Convolutions(nn.Module):
+    """Four of XLA's convolutions, whose maps take more memory than all else."""
+
+    @nn.compact
+    def __call__(self, x, train=True):
+        for _ in range(4):
+            x = jnp.tanh(nn.Conv(8, (3, 3))(x))
+        return nn.Dense(3)(x.mean(axis=(1, 2)))
+
+
+@pytest.mark.parametrize("suits_loops", [True, False])
+def test_accumulating_gradients_takes_the_memory_of_a_part(suits_loops, monkeypatch):
+    """In a loop, and where that would be slow, in the same operations one after the other."""
+    monkeypatch.setattr("jaxcnn.ops.cpu.memory.suits_loops", lambda *args: suits_loops)
+    model, optimizer = Convolutions(), optax.sgd(0.1)
+    state = jax.eval_shape(partial(create_train_state, model, optimizer, (32, 32, 1)))
+    batch = jnp.ones((16, 32, 32, 1)), jnp.zeros(16, jnp.int32)
+
+    def temporary_bytes(num_parts):
+        step = partial(train_step, model=model, optimizer=optimizer)
+        step = jax.jit(partial(step, gradient_accumulation_steps=num_parts))
+        lowered = step.lower(state, *batch)
+        assert ("stablehlo.while" in lowered.as_text()) == (suits_loops and num_parts > 1)
+        return lowered.compile(cpu.compiler_options()).memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(4) < 0.4 * temporary_bytes(1)
+
+
+@pytest.mark.parametrize("suits_loops", [True, False])
+def test_scan_is_jaxs(suits_loops, monkeypatch):
+    monkeypatch.setattr("jaxcnn.ops.cpu.memory.suits_loops", lambda *args: suits_loops)
+
+    def function(carry, x):
+        key, number = x
+        y = carry["a"] * number + jax.random.normal(key, (2,))
+        return {"a": y, "b": carry["b"] - 1}, (y.sum(), number)
+
+    init = {"a": jnp.array([0.5, jnp.inf]), "b": jnp.zeros(3, jnp.bfloat16)}
+    for number in (1.5, jnp.nan):
+        xs = jax.random.split(jax.random.key(0), 3), jnp.array([1.0, number, 2.0])
+        for call in (cpu.scan, jax.jit(cpu.scan, static_argnums=0)):
+            assert_equal(call(function, init, xs), jax.lax.scan(function, init, xs))
+
+
 SLOW_IN_LOOPS = {
     "flax's convolution": lambda x: nn.Conv(2, (3, 3)).init_with_output(jax.random.key(0), x)[0],
     "bfloat16": lambda x: conv2d(x.astype(jnp.bfloat16), jnp.ones((3, 3, 1, 2), jnp.bfloat16)),

@@ -3,12 +3,14 @@
 import json
 import math
 import signal
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from scipy import ndimage
 
 import jaxcnn
@@ -16,6 +18,7 @@ from jaxcnn.config import get_default_config
 from jaxcnn.data import AUGMENTATIONS, MIXINGS, Dataset
 from jaxcnn.data.augment import parse_augmentation
 from jaxcnn.errors import ConfigError, StoppedError
+from jaxcnn.layers import BatchNorm, Conv, Dense, flatten
 from jaxcnn.train import TrainState, create_optimizer, create_train_state, eval_step, train_step
 from jaxcnn.train.loss import balance, cross_entropy
 from jaxcnn.train.optim import create_schedule, learning_rates
@@ -275,6 +278,136 @@ def test_a_state_without_an_average_stays_without():
     assert state.variables == state.current
 
 
+# Gradient accumulation
+
+
+class InFloat64(nn.Module):
+    """A model without dropout, and with BatchNorm only if asked for; all in float64."""
+
+    has_convolution: bool = True
+    has_batch_norm: bool = False
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        if self.has_convolution:
+            x = Conv(3, 3, activation=jnp.tanh, dtype=jnp.float64)(x)
+        if self.has_batch_norm:
+            x = BatchNorm(not train, dtype=jnp.float64, axis_name=self.axis_name)(x)
+        return Dense(4, dtype=jnp.float64)(flatten(x))
+
+
+def steps_in_float64(num_parts, model, config, soft=False, count=3, examples=10):
+    """The state and the metrics after some steps on one batch, computed in so many parts."""
+    rng = np.random.default_rng(5)
+    images, labels = jnp.asarray(rng.random((examples, 6, 5, 2))), jnp.arange(examples) % 4
+    if soft:
+        labels = jnp.asarray(rng.dirichlet(np.ones(4), examples))
+    optimizer = create_optimizer(config, num_steps=9)
+    state = create_train_state(model, optimizer, (6, 5, 2), 0, jnp.float64, keep_ema=True)
+    weights = np.array([1.0, 3.0, 0.5, 2.0])
+    step = partial(
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        loss=partial(cross_entropy, label_smoothing=0.1, class_weights=weights),
+        ema_decay=0.7,
+        gradient_accumulation_steps=num_parts,
+    )
+    step = jax.jit(step)
+    for _ in range(count):
+        state, metrics = step(state, images, labels)
+    return jax.device_get((state, metrics))
+
+
+def assert_close(a, b, atol=1e-12):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=atol), a, b)
+
+
+@pytest.mark.usefixtures("optax_promotes")
+@pytest.mark.parametrize(
+    ("has_convolution", "num_parts", "soft"),  # XLA's convolution is unrolled; none: a loop
+    [(True, 2, False), (True, 3, True), (False, 3, False), (False, 10, True)],
+)
+def test_accumulated_gradients_are_those_of_the_whole_batch(has_convolution, num_parts, soft):
+    """In float64, with what else a step has; 3 parts of 10 examples are not of one size."""
+    config = config_of(
+        momentum=0.9, clip_norm=0.5, weight_decay=0.01, schedule="cosine", warmup_epochs=1.0
+    )
+    with jax.enable_x64(True):
+        model = InFloat64(has_convolution)
+        whole = steps_in_float64(1, model, config, soft)
+        assert_close(steps_in_float64(num_parts, model, config, soft), whole)
+        assert whole[1].count == 10
+
+
+@pytest.mark.usefixtures("optax_promotes")
+@pytest.mark.parametrize("num_parts", [2, 3])
+def test_batch_norm_takes_its_statistics_of_each_part(num_parts):
+    """Of every so many examples; the running averages move once for each part."""
+    model, rng = InFloat64(has_convolution=False, has_batch_norm=True), np.random.default_rng(5)
+    with jax.enable_x64(True):
+        optimizer = optax.sgd(0.5)
+        state = create_train_state(model, optimizer, (4, 3, 2), dtype=jnp.float64)
+        images, labels = rng.random((6, 4, 3, 2)), np.arange(6) % 4
+        step = partial(train_step, model=model, optimizer=optimizer)
+        step = jax.jit(partial(step, gradient_accumulation_steps=num_parts))
+        new, metrics = step(state, jnp.asarray(images), jnp.asarray(labels))
+
+        mean, var, grads, losses = np.zeros(2), np.ones(2), [], []
+        for part in range(num_parts):
+            x, y = images[part::num_parts], labels[part::num_parts]
+            mean = 0.9 * mean + 0.1 * x.mean(axis=(0, 1, 2))
+            var = 0.9 * var + 0.1 * x.var(axis=(0, 1, 2))
+
+            def mean_loss(params, x=x, y=y):
+                scale = params["BatchNorm_0"]["scale"] / np.sqrt(x.var(axis=(0, 1, 2)) + 1e-5)
+                normal = (x - x.mean(axis=(0, 1, 2))) * scale + params["BatchNorm_0"]["bias"]
+                dense = params["Dense_0"]
+                logits = normal.reshape(len(x), -1) @ dense["kernel"] + dense["bias"]
+                return -jax.nn.log_softmax(logits)[np.arange(len(x)), y].mean()
+
+            loss, grad = jax.value_and_grad(mean_loss)(state.params)
+            losses.append(loss)
+            grads.append(grad)
+        average = jax.tree.map(lambda *g: sum(g) / num_parts, *grads)
+        expected = jax.tree.map(lambda x, g: x - 0.5 * g, state.params, average)
+        assert_close(new.params, expected)
+        assert_close(new.batch_stats["BatchNorm_0"], {"mean": mean, "var": var})
+        assert metrics.loss_sum == pytest.approx(6 * np.mean(losses), rel=1e-6)
+
+
+class RemembersMasks(nn.Module):
+    """It keeps the dropout masks of its last four calls."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        masks = self.variable("batch_stats", "masks", jnp.zeros, (4, 64))
+        if train:
+            mask = nn.Dropout(0.5, deterministic=False)(jnp.ones((1, 64)))
+            masks.value = jnp.concatenate([masks.value[1:], mask])
+        return Dense(4)(flatten(images))
+
+
+def test_each_part_has_a_dropout_of_its_own():
+    model, optimizer = RemembersMasks(), optax.sgd(0.0)
+    state = create_train_state(model, optimizer, (2, 2, 1))
+    step = partial(train_step, model=model, optimizer=optimizer, gradient_accumulation_steps=3)
+    new, _ = step(state, jnp.ones((3, 2, 2, 1)), jnp.zeros(3, jnp.int32))
+    before, *masks = new.batch_stats["masks"]
+    assert not before.any()
+    assert len({mask.tobytes() for mask in map(np.asarray, masks)}) == 3
+
+
+@pytest.mark.parametrize("num_parts", [0, -2, 5])
+def test_more_parts_than_images_are_refused(num_parts):
+    step = partial(train_step, model=RemembersMasks(), optimizer=optax.sgd(0.1))
+    state = jax.eval_shape(partial(create_train_state, RemembersMasks(), optax.sgd(0.1), (2, 2, 1)))
+    batch = jnp.ones((4, 2, 2, 1)), jnp.zeros(4, jnp.int32)
+    with pytest.raises(ValueError, match=f"is {num_parts}; it must be 1 to 4, the number of im"):
+        jax.eval_shape(partial(step, gradient_accumulation_steps=num_parts), state, *batch)
+
+
 # Augmentation
 
 IMAGE = jnp.asarray(RNG.random((9, 12, 2)), jnp.float32)
@@ -415,6 +548,7 @@ EVERYTHING = {
     "clip_norm": 1.0,
     "label_smoothing": 0.1,
     "class_weights": "balanced",
+    "gradient_accumulation_steps": 2,
     "ema_decay": 0.9,
     "augmentation": "shift:1, flip, erasing:0.5",
     "mixing": "cutmix:1.0",

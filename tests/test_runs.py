@@ -206,6 +206,29 @@ def test_batches_too_small_for_batch_norm_are_noted(prepared, examples, changes,
     assert notes(dataclasses.replace(prepared, state=without), train, **changes) == []
 
 
+@pytest.mark.parametrize(
+    ("examples", "steps", "more"),
+    [
+        (64, 2, None),
+        (64, 8, "parts of 4 are too few for BatchNorm's statistics, which take 8 or more; give a"),
+        (71, 2, "the last batch of an epoch has 7 image(s), too few"),
+        (73, 4, "a part of the last batch of an epoch has 4 image(s), too few"),
+        (80, 4, None),
+    ],
+)
+def test_parts_that_batch_norm_takes_its_statistics_of_are_noted(prepared, examples, steps, more):
+    train = prepared.train.first(examples)
+    changes = {"batch_size": 32, "gradient_accumulation_steps": steps}
+    first, *others = notes(prepared, train, **changes)
+    assert first.startswith(f"BatchNorm takes its statistics of parts of {32 // steps} images, not")
+    assert len(others) == bool(more)
+    if more:
+        assert others[0].startswith(more)
+        assert ("config.last_batch=merged" in others[0]) == (examples == 71)
+    without = prepared.state.replace(batch_stats={})
+    assert notes(dataclasses.replace(prepared, state=without), train, **changes) == []
+
+
 def test_no_run_of_d2l_and_no_smoke_run_has_batches_too_small():
     assert batch_sizes(60_000, get_default_config().batch_size) == [128, 96]
     config = smoke(get_default_config(), 28)

@@ -45,6 +45,7 @@ def compiled(
     num_test=50,
     batch_size=16,
     last_batch="smaller",
+    num_parts=1,
 ):
     """The set-up and programs of a model, or a tiny one: six full batches and one of four."""
     config = small_config(
@@ -56,6 +57,7 @@ def compiled(
         steps_per_call=steps_per_call,
         max_train_examples=num_train,
         max_test_examples=num_test,
+        gradient_accumulation_steps=num_parts,
     )
     setup = prepare(config, model=None if name else Tiny())
     return setup, Programs(setup)
@@ -376,13 +378,14 @@ class Normalized(nn.Module):
 
 
 @pytest.mark.slow
-def test_devices_agree_in_float64():
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_devices_agree_in_float64(num_parts):
     """Synchronised BatchNorm, averaged gradients, the smaller last batch: all as on one device."""
     model, results = Normalized(), []
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         for n in (1, 8):
             config = small_config(num_devices=n, batch_size=16, learning_rate=0.05)
-            config.dtype = "float64"
+            config.update(dtype="float64", gradient_accumulation_steps=num_parts)
             setup = prepare(config, model=model, train=TRAIN.first(56), test=TEST.first(19))
             programs = Programs(setup)
             state, rows = run(setup, programs, setup.state, 0, 8)
@@ -425,9 +428,11 @@ def test_evaluation_yields_running_totals_of_any_number_of_batches(count):
     assert totals[-1].loss_sum == pytest.approx(expected[-1].loss_sum, rel=1e-6)
 
 
-@pytest.mark.parametrize(("last_batch", "steps"), [("smaller", 7), ("merged", 6)])
-def test_an_epoch_can_be_entered_anywhere(last_batch, steps):
-    setup, programs = compiled(last_batch=last_batch)
+@pytest.mark.parametrize(
+    ("last_batch", "steps", "num_parts"), [("smaller", 7, 1), ("merged", 6, 1), ("merged", 6, 4)]
+)
+def test_an_epoch_can_be_entered_anywhere(last_batch, steps, num_parts):
+    setup, programs = compiled(last_batch=last_batch, num_parts=num_parts)
     whole, rows = run(setup, programs, start(setup), 0, steps)
     for entry in (1, steps - 1):  # where the batch of another size is next
         state, before = run(setup, programs, start(setup), 0, entry)
@@ -437,14 +442,37 @@ def test_an_epoch_can_be_entered_anywhere(last_batch, steps):
 
 
 @pytest.mark.parametrize(
-    ("last_batch", "sizes"),
-    [("smaller", [16, 16, 16, 16, 16, 16, 4]), ("merged", [16, 16, 16, 16, 16, 20])],
+    ("last_batch", "sizes", "num_parts"),
+    [
+        ("smaller", [16, 16, 16, 16, 16, 16, 4], 1),
+        ("merged", [16, 16, 16, 16, 16, 20], 1),
+        ("merged", [16, 16, 16, 16, 16, 20], 4),
+    ],
 )
-def test_an_epoch_trains_on_each_example_once(last_batch, sizes):
-    setup, programs = compiled(last_batch=last_batch)
+def test_an_epoch_trains_on_each_example_once(last_batch, sizes, num_parts):
+    setup, programs = compiled(last_batch=last_batch, num_parts=num_parts)
     assert setup.steps_per_epoch == len(sizes)
     _, rows = run(setup, programs, start(setup), 0, len(sizes))
     assert [row.count for row in rows] == sizes
+
+
+def test_a_last_batch_takes_as_few_parts_as_are_no_larger(tiny_config):
+    tiny_config.update(batch_size=16, gradient_accumulation_steps=4)
+    setup = prepare(tiny_config, model=Tiny())
+    assert [setup.count_parts(n) for n in (16, 1, 4, 5, 8, 15, 17, 31)] == [4, 1, 1, 2, 2, 4, 5, 8]
+    assert [setup.smallest_part(n) for n in (16, 4, 5, 15, 17)] == [4, 4, 2, 3, 3]
+    tiny_config.gradient_accumulation_steps = 1
+    assert [setup.count_parts(n) for n in (16, 5, 31)] == [1, 1, 1]
+    assert setup.smallest_part(31) == 31
+
+
+def test_what_a_part_takes_is_enough_in_evaluation_too():
+    (setup, programs), (_, whole) = compiled(num_parts=4, last_batch="merged"), compiled()
+    totals = [each.total() for each in programs.evaluate(setup.state)]
+    assert [total.count for total in totals] == [*range(4, 49, 4), 50]
+    expected = list(whole.evaluate(setup.state))[-1].total()
+    assert totals[-1].correct == expected.correct
+    assert totals[-1].loss_sum == pytest.approx(expected.loss_sum, rel=1e-5)
 
 
 @pytest.mark.slow

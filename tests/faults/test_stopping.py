@@ -11,7 +11,7 @@ import pytest
 
 from conftest import CACHED, Tiny, small_config
 from harness import TIMINGS
-from jaxcnn.errors import StoppedError
+from jaxcnn.errors import ConfigError, StoppedError
 from jaxcnn.train import pace, train_and_evaluate
 from jaxcnn.train.programs import Programs
 from jaxcnn.train.record.checkpoint import CheckpointWriter
@@ -83,6 +83,19 @@ def test_stopped_by_a_signal_it_saves_and_goes_on(
         assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == count - 1
     state = train(tmp_path)
     assert_same(outcome(state, tmp_path), straight)
+
+
+@pytest.mark.slow
+def test_a_run_that_accumulates_gradients_goes_on_within_an_epoch(tmp_path, monkeypatch):
+    changes = {"gradient_accumulation_steps": 4}
+    whole = outcome(train(tmp_path / "whole", **changes), tmp_path / "whole")
+    raise_at(monkeypatch, Programs, "train", 5, signal.SIGTERM)
+    with pytest.raises(StoppedError, match="saved after step 5"):
+        train(tmp_path / "run", **changes)
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="gradient_accumulation_steps was 4 and is 1"):
+        train(tmp_path / "run")
+    assert_same(outcome(train(tmp_path / "run", **changes), tmp_path / "run"), whole)
 
 
 @pytest.mark.slow

@@ -144,7 +144,6 @@ def scan(function: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any) ->
         for turn in range(len(jax.tree.leaves(xs)[0])):
             index = _after(carry, turn) if turn else 0
             carry, y = function(carry, jax.tree.map(operator.itemgetter(index), xs))
-            carry = jax.tree.map(materialize, carry)
             ys.append(y)
         return carry, jax.tree.map(lambda *ys: jnp.stack(ys), *ys)
 
@@ -154,11 +153,11 @@ def scan(function: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any) ->
 def _after(carry: Any, turn: int) -> jax.Array:
     """Return `turn`, which XLA does not know before it has computed the whole carry.
 
-    An `optimization_barrier` would not do: on CPU it is gone before XLA orders the operations.
-    With a NaN in the carry it is another number; the sums that follow are then NaN in any case.
+    No number is NaN and finite, but XLA does not see that. An `optimization_barrier` would not do:
+    on CPU it is gone before XLA orders the operations.
     """
     seen = sum(x.sum().astype(jnp.float32) for x in jax.tree.leaves(carry))
-    return jnp.where(seen == seen, turn, 0)
+    return jnp.where(jnp.isnan(seen) & jnp.isfinite(seen), 0, turn)
 
 
 def _suits_loops(program: Any) -> bool:

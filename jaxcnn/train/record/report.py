@@ -31,12 +31,14 @@ def describe(setup: Setup, folder: Path | None) -> str:
         numbers = f"{len(setup.train.labels):,} training, {validation:,} validation and {test}"
     results = f"results in {folder}" if folder else "no workdir, so nothing is saved"
     config, devices = setup.config, setup.parallel.devices
+    steps = config.gradient_accumulation_steps
+    parts = f" in {steps} parts" if steps > 1 else ""
     parameters = sum(x.size for x in jax.tree.leaves(setup.state.params))
     return (
         f"{setup.settings['model']}: {parameters:,} parameters, images of {config.image_size} x "
         f"{config.image_size} pixels\n"
         f"{setup.settings['dataset']}: {numbers} test images\n"
-        f"{len(devices)} x {devices[0].device_kind}; batches of {config.batch_size}, "
+        f"{len(devices)} x {devices[0].device_kind}; batches of {config.batch_size}{parts}, "
         f"{config.num_epochs} epoch(s), seed {config.seed}\n"
         f"{results}" + "".join(f"\nnote: {note}" for note in _notes(setup))
     )
@@ -59,7 +61,9 @@ def _batch_norm_notes(setup: Setup) -> list[str]:
     if not setup.state.batch_stats:
         return []
     config, notes = setup.config, []
+    what, change = "batches", "give a larger config.batch_size"
     if config.gradient_accumulation_steps > 1:
+        what, change = "parts", "give a smaller config.gradient_accumulation_steps"
         notes.append(
             f"BatchNorm takes its statistics of parts of {setup.part_size} images, not of the "
             f"whole batch of {config.batch_size} (config.gradient_accumulation_steps)"
@@ -68,15 +72,14 @@ def _batch_norm_notes(setup: Setup) -> list[str]:
     parts = [setup.smallest_part(size) for size in sizes]
     too_few = f"too few for BatchNorm's statistics, which take {MIN_BATCH} or more"
     if parts[0] < MIN_BATCH:
-        what, change = "batches", "a larger config.batch_size"
-        if config.gradient_accumulation_steps > 1:
-            what, change = "parts", "a smaller config.gradient_accumulation_steps"
-        notes.append(f"{what} of {parts[0]} are {too_few}; give {change}")
+        notes.append(f"{what} of {parts[0]} are {too_few}; {change}")
     elif min(parts) < MIN_BATCH:
-        notes.append(
-            f"the last batch of an epoch has {parts[1]} image(s), {too_few}; "
-            "--config.last_batch=merged joins it to the batch before it"
-        )
+        last = "the last batch"
+        if setup.count_parts(sizes[1]) > 1:
+            last = "a part of the last batch"
+        else:
+            change = "--config.last_batch=merged joins it to the batch before it"
+        notes.append(f"{last} of an epoch has {parts[1]} image(s), {too_few}; {change}")
     return notes
 
 

@@ -15,10 +15,10 @@ import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw
 
 import jaxcnn
+import jaxcnn.data.decode as decoding
 from conftest import CACHED, Tiny, small_config
 from jaxcnn.cli.main import main
 from jaxcnn.data import folder as folder_module
-import jaxcnn.data.decode as decoding
 from jaxcnn.data import from_arrays, from_folder, is_dataset, load_dataset, sources
 from jaxcnn.errors import ConfigError, DataError
 from jaxcnn.pictures import fit_picture, read_pictures, resize_and_crop

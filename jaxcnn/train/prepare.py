@@ -16,6 +16,7 @@ from jaxcnn.config import DTYPES, check_batches, check_values, to_settings, vali
 from jaxcnn.data import DATASETS, Dataset, check_dataset, load_dataset, preprocess
 from jaxcnn.data.augment import parse_augmentation, parse_mixing
 from jaxcnn.data.pipeline import batch_sizes, epoch_sizes
+from jaxcnn.data.stream import Loading, check_grain, choose_loading
 from jaxcnn.errors import ConfigError
 from jaxcnn.keys import Purpose, derive_key
 from jaxcnn.models import MODELS, describe_model, is_own_model
@@ -42,6 +43,7 @@ class Setup:
         parallel: the devices.
         train: the training set.
         test: the test set; None if there is none.
+        loading: whether the images stay on the devices or stream from disk.
         model: maps images to logits; its axis name is that of `parallel`.
         optimizer: created the state.
         state: to start from, on the devices; training donates it.
@@ -54,6 +56,7 @@ class Setup:
     parallel: DataParallel
     train: Dataset
     test: Dataset | None
+    loading: Loading
     model: nn.Module
     optimizer: optax.GradientTransformation
     state: TrainState
@@ -165,10 +168,14 @@ def prepare(
         check_values(config)
     if optimizer is None:
         check_recipe(config)
+    if config.data_loading == "stream":
+        check_grain("config.data_loading is 'stream'")  # before data are decoded
     settings = _settings(config, model, optimizer, train, test if has_test else train)
     train, test = _load_data(config, train, test, has_test)
     parallel = DataParallel(config.num_devices)
     num_devices = len(parallel.devices)
+    datasets = [train] if test is None else [train, test]
+    loading = choose_loading(config.data_loading, datasets, parallel.memory_bytes())
     check_batches(config.batch_size, len(train.labels), num_devices, config.last_batch)
     image_shape = (config.image_size, config.image_size, train.images.shape[3])
     num_classes, dtype = len(train.class_names), DTYPES[config.dtype]
@@ -193,7 +200,7 @@ def prepare(
         optimizer = create_optimizer(config, num_steps)
     check_optimizer(optimizer, jax.eval_shape(partial(create_state, optax.identity())).params)
     state = parallel.replicate(parallel.compile_and_run(partial(create_state, optimizer)))
-    return Setup(config, parallel, train, test, model, optimizer, state, settings)
+    return Setup(config, parallel, train, test, loading, model, optimizer, state, settings)
 
 
 def _settings(config: ConfigDict, model: Any, optimizer: Any, train: Any, test: Any) -> dict:

@@ -1,0 +1,186 @@
+"""How a step gets its batch: gathered from images on the device, or read from disk by the host.
+
+Both take the same examples, in the order of `epoch_batches`, and give the same bits.
+"""
+
+import threading
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn.data import Dataset, epoch_batches
+from jaxcnn.data.stream import Batch, BatchStream, read_batch
+from jaxcnn.train.prepare import Setup
+
+
+class Feed(Protocol):
+    """Gives a compiled program what it takes its batches from.
+
+    That is two arguments: arrays that are replicated, and arrays that are sharded. In the program,
+    `take` makes a batch of them.
+
+    Attributes:
+        max_steps: most batches that one call of a program can take; None for any number.
+    """
+
+    max_steps: int | None
+
+    def train(self, step: int) -> tuple[Any, Any]:
+        """Return the arguments for a call that begins after so many steps of the run."""
+
+    def test(self) -> Iterator[tuple[Any, Any]]:
+        """Yield the arguments for each call that evaluates; to be closed."""
+
+    def take(self, data: Any, batches: Any, position: jax.Array) -> Batch:
+        """Return a batch, in the program.
+
+        Args:
+            data: the replicated arguments.
+            batches: the sharded ones.
+            position: of the batch in its epoch, or in the test set.
+        """
+
+
+class Examples(NamedTuple):
+    """Images, uint8 [N, H, W, C], and labels, int32 [N], on every device."""
+
+    images: jax.Array | np.ndarray
+    labels: jax.Array | np.ndarray
+
+
+class InMemory:
+    """All images stay on every device; a call takes the indices of an epoch's batches.
+
+    During an epoch the host sends nothing.
+
+    Args:
+        setup: with the data.
+    """
+
+    max_steps = None
+
+    def __init__(self, setup: Setup):
+        self._setup, self._order = setup, _Order(setup)
+        self._train = setup.parallel.replicate(_examples(setup.train))
+        self._epoch, self._batches = 0, self._shard(0)
+        if setup.test is not None:
+            indices = padded_batches(len(setup.test.labels), setup.config.batch_size)
+            self._test = setup.parallel.replicate(_examples(setup.test))
+            self._test_batches = setup.parallel.shard(indices)
+
+    def train(self, step: int) -> tuple[Examples, jax.Array]:
+        """Return the training set, and the indices of the full batches or of the last one."""
+        epoch, position = divmod(step, self._setup.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._batches = epoch, self._shard(epoch)
+        return self._train, self._batches[position >= self._setup.full_batches]
+
+    def test(self) -> Iterator[tuple[Examples, jax.Array]]:
+        """Yield the test set and the indices of its batches, for each call the same."""
+        while True:
+            yield self._test, self._test_batches
+
+    def take(self, data: Examples, batches: jax.Array, position: jax.Array) -> Batch:
+        """Gather a batch; `batches` is int32 [S, B], -1 for padding."""
+        # A last batch of another size is row 0 of an array of its own.
+        indices = batches[jnp.minimum(position, batches.shape[0] - 1)]
+        images = jnp.take(data.images, indices, axis=0, mode="clip")
+        labels = jnp.take(data.labels, indices, axis=0, mode="clip")
+        return Batch(images, labels, indices)
+
+    def _shard(self, epoch: int) -> dict[bool, jax.Array]:
+        """Return an epoch's indices on the devices; the key: whether it is the last batch."""
+        return {
+            is_last: self._setup.parallel.shard(batches)
+            for is_last, batches in zip((False, True), self._order(epoch), strict=True)
+            if batches.size
+        }
+
+
+class Streamed:
+    """A call takes one batch, which threads have read and put on the devices before it is due.
+
+    Args:
+        setup: with the data, whose images are not in memory.
+    """
+
+    max_steps = 1
+
+    def __init__(self, setup: Setup):
+        self._setup, self._order = setup, _Order(setup)
+        self._stream = BatchStream(self._read_train, setup.num_steps)
+
+    def train(self, step: int) -> tuple[tuple[()], Batch]:
+        """Return the batch of the next step."""
+        return (), self._stream.take(step)
+
+    def test(self) -> Iterator[tuple[tuple[()], Batch]]:
+        """Yield the batches of the test set."""
+        test, parallel = self._setup.test, self._setup.parallel
+        assert test is not None
+        indices = padded_batches(len(test.labels), self._setup.config.batch_size)
+        stream = BatchStream(lambda i: parallel.shard(_read(test, indices[i])), len(indices))
+        try:
+            for number in range(len(indices)):
+                yield (), stream.take(number)
+        finally:
+            stream.close()
+
+    def take(self, data: tuple[()], batches: Batch, position: jax.Array) -> Batch:
+        """Return the one batch that there is."""
+        return jax.tree.map(lambda array: array[0], batches)
+
+    def _read_train(self, step: int) -> Batch:
+        epoch, position = divmod(step, self._setup.steps_per_epoch)
+        full, last = self._order(epoch)
+        indices = full[position] if position < len(full) else last[0]
+        return self._setup.parallel.shard(_read(self._setup.train, indices))
+
+
+def create_feed(setup: Setup) -> Feed:
+    """Return the feed of a run, as its `loading` says."""
+    return Streamed(setup) if setup.loading.streams else InMemory(setup)
+
+
+class _Order:
+    """The indices of each epoch's batches, as `epoch_batches` has them, on the host."""
+
+    def __init__(self, setup: Setup):
+        config, count = setup.config, len(setup.train.labels)
+        permute = jax.jit(epoch_batches, static_argnums=(2, 3, 4))
+
+        @lru_cache(maxsize=2)  # threads that read ahead are in the next epoch already
+        def indices(epoch: int) -> tuple[np.ndarray, np.ndarray]:
+            full, last = permute(config.seed, epoch, count, config.batch_size, config.last_batch)
+            return np.asarray(full), np.asarray(last)
+
+        self._indices, self._lock = indices, threading.Lock()
+
+    def __call__(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        with self._lock:  # of several threads, one permutes
+            return self._indices(epoch)
+
+
+def _examples(dataset: Dataset) -> Examples:
+    return Examples(np.asarray(dataset.images), dataset.labels)
+
+
+def _read(dataset: Dataset, indices: np.ndarray) -> Batch:
+    """Read a batch as one of one step, [1, B, ...]."""
+    return Batch(*(array[None] for array in read_batch(dataset, indices)))
+
+
+def padded_batches(num_examples: int, batch_size: int) -> np.ndarray:
+    """Return indices that visit each example once, padded with -1 to full batches.
+
+    >>> padded_batches(5, 3)
+    array([[ 0,  1,  2],
+           [ 3,  4, -1]], dtype=int32)
+    """
+    indices = np.full((-(-num_examples // batch_size), batch_size), -1, np.int32)
+    indices.flat[:num_examples] = np.arange(num_examples)
+    return indices

@@ -86,11 +86,8 @@ class InMemory:
 
     def take(self, data: Examples, batches: jax.Array, position: jax.Array) -> Batch:
         """Gather a batch; `batches` is int32 [S, B], -1 for padding."""
-        # A last batch of another size is row 0 of an array of its own.
-        indices = batches[jnp.minimum(position, batches.shape[0] - 1)]
-        images = jnp.take(data.images, indices, axis=0, mode="clip")
-        labels = jnp.take(data.labels, indices, axis=0, mode="clip")
-        return Batch(images, labels, indices)
+        indices = _row(batches, position)
+        return Batch(*_gather(data, indices), indices)
 
     def _shard(self, epoch: int) -> dict[bool, jax.Array]:
         """Return an epoch's indices on the devices; the key: whether it is the last batch."""
@@ -99,6 +96,18 @@ class InMemory:
             for is_last, batches in zip((False, True), self._order(epoch), strict=True)
             if batches.size
         }
+
+
+class Sent(NamedTuple):
+    """What the host sends of a step.
+
+    Attributes:
+        batch: [1, B, ...].
+        rows: int32 [1, B], the numbers of the examples of a device in its shard.
+    """
+
+    batch: Batch
+    rows: np.ndarray
 
 
 class Streamed:
@@ -114,31 +123,43 @@ class Streamed:
         self._setup, self._order = setup, _Order(setup)
         self._stream = BatchStream(self._read_train, setup.num_steps)
 
-    def train(self, step: int) -> tuple[tuple[()], Batch]:
+    def train(self, step: int) -> tuple[tuple[()], Sent]:
         """Return the batch of the next step."""
         return (), self._stream.take(step)
 
-    def test(self) -> Iterator[tuple[tuple[()], Batch]]:
+    def test(self) -> Iterator[tuple[tuple[()], Sent]]:
         """Yield the batches of the test set."""
-        test, parallel = self._setup.test, self._setup.parallel
+        test = self._setup.test
         assert test is not None
-        indices = padded_batches(len(test.labels), self._setup.config.batch_size)
-        stream = BatchStream(lambda i: parallel.shard(_read(test, indices[i])), len(indices))
+        batches = padded_batches(len(test.labels), self._setup.config.batch_size)
+        stream = BatchStream(lambda number: self._send(test, batches[number]), len(batches))
         try:
-            for number in range(len(indices)):
+            for number in range(len(batches)):
                 yield (), stream.take(number)
         finally:
             stream.close()
 
-    def take(self, data: tuple[()], batches: Batch, position: jax.Array) -> Batch:
-        """Return the one batch that there is."""
-        return jax.tree.map(lambda array: array[0], batches)
+    def take(self, data: tuple[()], batches: Sent, position: jax.Array) -> Batch:
+        """Return the one batch that there is.
 
-    def _read_train(self, step: int) -> Batch:
+        It is gathered, although it is there: XLA fuses the gathering with what follows, which then
+        rounds as it does where the images are in memory.
+        """
+        examples = Examples(batches.batch.images[0], batches.batch.labels[0])
+        indices = _row(batches.batch.indices, position)
+        return Batch(*_gather(examples, _row(batches.rows, position)), indices)
+
+    def _read_train(self, step: int) -> Sent:
         epoch, position = divmod(step, self._setup.steps_per_epoch)
         full, last = self._order(epoch)
-        indices = full[position] if position < len(full) else last[0]
-        return self._setup.parallel.shard(_read(self._setup.train, indices))
+        return self._send(self._setup.train, full[position] if position < len(full) else last[0])
+
+    def _send(self, dataset: Dataset, indices: np.ndarray) -> Sent:
+        """Read a batch, and put it on the devices."""
+        parallel = self._setup.parallel
+        batch = Batch(*(array[None] for array in read_batch(dataset, indices)))
+        rows = np.arange(len(indices), dtype=np.int32) % (len(indices) // len(parallel.devices))
+        return parallel.shard(Sent(batch, rows[None]))
 
 
 def create_feed(setup: Setup) -> Feed:
@@ -169,9 +190,13 @@ def _examples(dataset: Dataset) -> Examples:
     return Examples(np.asarray(dataset.images), dataset.labels)
 
 
-def _read(dataset: Dataset, indices: np.ndarray) -> Batch:
-    """Read a batch as one of one step, [1, B, ...]."""
-    return Batch(*(array[None] for array in read_batch(dataset, indices)))
+def _row(batches: jax.Array, position: jax.Array) -> jax.Array:
+    """Return a row of indices; a last batch of another size is the only one of its array."""
+    return batches[jnp.minimum(position, batches.shape[0] - 1)]
+
+
+def _gather(data: Examples, indices: jax.Array) -> Examples:
+    return Examples(*(jnp.take(array, indices, axis=0, mode="clip") for array in data))
 
 
 def padded_batches(num_examples: int, batch_size: int) -> np.ndarray:

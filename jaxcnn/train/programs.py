@@ -148,9 +148,7 @@ class Programs:
 
         return lax.fori_loop(0, count, body, (state, self._no_metrics((self.max_steps,))))
 
-    def _take_step(
-        self, state: TrainState, data: Any, batches: Any
-    ) -> tuple[TrainState, Metrics]:
+    def _take_step(self, state: TrainState, data: Any, batches: Any) -> tuple[TrainState, Metrics]:
         """Take the step whose batch is next, by the step count in the state."""
         setup = self._setup
         batch = self._feed.take(data, batches, state.step % setup.steps_per_epoch)

@@ -69,6 +69,7 @@ def get_default_config() -> ConfigDict:
 
     # Where
     config.num_devices = 0  # devices that each batch is split over; 0: all
+    config.data_loading = "auto"  # images in "memory", on the device, or a "stream" from disk
     config.steps_per_call = 0  # most steps per call of the program; 0: 1 to 50, about 4 seconds
     # Of convolution, pooling and ReLU: "auto" is what is fastest on the platform, "xla" XLA's own.
     config.implementation = ""  # "auto" or "xla"; "": $JAXCNN_IMPLEMENTATION, else "auto"
@@ -288,6 +289,7 @@ def _check_words(config: ConfigDict) -> None:
     from jaxcnn.data import dataset_words, is_dataset
     from jaxcnn.data.augment import parse_augmentation, parse_mixing
     from jaxcnn.data.pipeline import LAST_BATCH
+    from jaxcnn.data.stream import LOADING
     from jaxcnn.pictures import ASPECT_RATIOS
 
     for key, choices in (
@@ -296,6 +298,7 @@ def _check_words(config: ConfigDict) -> None:
         ("aspect_ratio", ASPECT_RATIOS),
         ("normalization", ("none", "per_channel")),
         ("last_batch", LAST_BATCH),
+        ("data_loading", LOADING),
         ("weight_decay_on", ("all", "kernels")),
         ("class_weights", ("none", "balanced")),
         ("test_augmentation", ("none", "flip")),

@@ -2,22 +2,22 @@
 
 import contextlib
 import io
-import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxcnn.errors import DataError, first_line
+from jaxcnn.machine import count_cores
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _MODES = {1: "L", 3: "RGB"}  # Pillow's names of gray and colour
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
-_AT_ONCE = 256  # pictures that are handed to the threads together
+_AHEAD = 4  # pictures for each thread that may wait, decoded, for those before them
 _MAX_RATIO = 100  # of the sides of a picture that a square is cut from
 
 
@@ -61,26 +61,24 @@ def read_picture(path: Path, channels: int) -> np.ndarray:
 def read_pictures(
     pictures: Iterable[tuple[str, Path | bytes]],
     image_size: int | None,
-    report: Callable[[int], None],
+    take: Callable[[str, np.ndarray | str], None],
     aspect_ratio: str = "crop",
-) -> tuple[list[np.ndarray], list[str]]:
+) -> None:
     """Read many pictures, each as `read_picture` and `fit_picture` do, on all cores.
 
-    Pillow releases the GIL while it decodes and resizes, so threads suffice.
+    Memory holds a few of them at a time. Pillow releases the GIL while it decodes and resizes, so
+    threads suffice.
 
     Args:
         pictures: the name of each, for messages, and its file or the file's content.
         image_size: see `fit_picture`; None to leave them as they are.
-        report: called with the number of pictures so far, every few hundred.
+        take: called for each picture, in their order, with its name and uint8 [H, W, C], with as
+            many channels as it has by itself (1 or 3); or, if it cannot be read, with a line that
+            says why.
         aspect_ratio: see `fit_picture`.
-
-    Returns:
-        Arrays, uint8 [H, W, C], with as many channels as each picture has by itself (1 or 3); and a
-        line for each picture that cannot be read, which has no array.
     """
 
-    def read(picture: tuple[str, Path | bytes]) -> np.ndarray | str:
-        name, source = picture
+    def read(name: str, source: Path | bytes) -> np.ndarray | str:
         try:
             array = _read(source, name, None)
             if image_size is None:
@@ -89,16 +87,16 @@ def read_pictures(
         except DataError as error:
             return f"{error}"
 
-    remaining, arrays, errors = iter(pictures), [], []
-    with _refuse_large(), ThreadPoolExecutor(_count_cores()) as pool:
-        while some := list(islice(remaining, _AT_ONCE)):
-            for found in pool.map(read, some):
-                if isinstance(found, str):
-                    errors.append(found)
-                else:
-                    arrays.append(found)
-            report(len(arrays) + len(errors))
-    return arrays, errors
+    cores = count_cores()
+    with _refuse_large(), ThreadPoolExecutor(cores) as pool:
+        begun: deque = deque()
+        for name, source in pictures:
+            begun.append((name, pool.submit(read, name, source)))
+            if len(begun) > _AHEAD * cores:
+                name, picture = begun.popleft()
+                take(name, picture.result())
+        for name, picture in begun:
+            take(name, picture.result())
 
 
 def fit_picture(
@@ -219,42 +217,6 @@ def _resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     return resized[..., None] if channels == 1 else resized
 
 
-def stack_pictures(
-    pictures: list[np.ndarray], image_size: int | None, names: Sequence[str]
-) -> np.ndarray:
-    """Make one array of pictures; gray ones get three channels if there is one in colour.
-
-    Args:
-        pictures: uint8 [H, W, 1 or 3], what `read_pictures` returns; the list is emptied.
-        image_size: pictures of different sizes are squares of at most this (see `fit_picture`), to
-            which the smaller ones are enlarged; None if there must be none.
-        names: of the pictures, for the error.
-
-    Returns:
-        uint8 [N, H, W, C].
-
-    Raises:
-        DataError: if the sizes differ and `image_size` is None.
-    """
-    first = pictures[0].shape[:2]
-    other = next((i for i, each in enumerate(pictures) if each.shape[:2] != first), None)
-    if other is not None and image_size is None:
-        sizes = [f"{w} x {h}" for h, w in (first, pictures[other].shape[:2])]
-        raise DataError(
-            f"the pictures are of different sizes, as {names[0]!r} ({sizes[0]}) and "
-            f"{names[other]!r} ({sizes[1]}); image_size says to which square they are cut"
-        )
-    size = first if other is None else (image_size, image_size)
-    channels = max(each.shape[2] for each in pictures)
-    stacked = np.empty((len(pictures), *size, channels), np.uint8)
-    for i, picture in enumerate(pictures):
-        fits = picture.shape[:2] == size
-        stacked[i] = picture if fits else resize_and_crop(picture, stacked.shape[1])
-        pictures[i] = stacked[i]  # frees the picture, so that memory holds each once
-    pictures.clear()
-    return stacked
-
-
 @contextlib.contextmanager
 def _refuse_large() -> Iterator[None]:
     """Make an error of Pillow's warning; it holds for all threads, which must not change it."""
@@ -303,13 +265,6 @@ def _as_array(image: Image.Image, name: str, channels: int | None) -> np.ndarray
         image = Image.alpha_composite(white, image)
     array = np.asarray(image.convert(mode))
     return array[..., None] if mode == "L" else array
-
-
-def _count_cores() -> int:
-    """Return the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # on Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _count_channels(image: Image.Image) -> int:

@@ -166,11 +166,14 @@ class Trained:
         """
         if len(images) == 1:
             return np.asarray(self._program(self.variables, images))
-        calls = [
-            self._program(self.variables, _padded(images[start : start + batch_size], batch_size))
-            for start in range(0, len(images), batch_size)
-        ]
-        return np.concatenate([np.asarray(each) for each in calls])[: len(images)]
+        found: list[np.ndarray] = []
+        call = None
+        for start in range(0, len(images), batch_size):
+            part = _padded(images[start : start + batch_size], batch_size)
+            latest, call = call, self._program(self.variables, part)
+            if latest is not None:  # one call ahead of the device: it need not hold all images
+                found.append(np.asarray(latest))
+        return np.concatenate([*found, np.asarray(call)])[: len(images)]
 
     def evaluate(self, data: Any = "test") -> Evaluation:
         """Evaluate the model on a split of the run's data, or on another data set.

@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw
 
 import jaxcnn
+import jaxcnn.data.decode as decoding
 from conftest import CACHED, Tiny, small_config
 from jaxcnn.cli.main import main
 from jaxcnn.data import folder as folder_module
@@ -28,13 +29,7 @@ from jaxcnn.data import (
     sources,
 )
 from jaxcnn.errors import ConfigError, DataError
-from jaxcnn.pictures import (
-    ASPECT_RATIOS,
-    fit_picture,
-    read_pictures,
-    resize_and_crop,
-    stack_pictures,
-)
+from jaxcnn.pictures import ASPECT_RATIOS, fit_picture, read_pictures, resize_and_crop
 from jaxcnn.train import train_and_evaluate
 
 pytestmark = CACHED
@@ -236,13 +231,13 @@ def test_many_pictures_are_read_in_their_order():
         contents.append((f"{level}", file.getvalue()))
     contents[300] = ("broken", b"no picture")
     contents[301] = ("nothing", b"")
-    reports = []
-    arrays, errors = read_pictures(iter(contents), None, reports.append)
-    assert [int(x[0, 0, 0]) for x in arrays] == [i % 256 for i in range(600) if i not in (300, 301)]
+    taken = []
+    read_pictures(iter(contents), None, lambda *found: taken.append(found))
+    assert [name for name, _ in taken] == [name for name, _ in contents]
+    errors = [x for _, x in taken if isinstance(x, str)]
     assert errors == ["'broken' is no picture that can be read", "'nothing' is empty"]
-    assert reports == [256, 512, 600]
-    stacked = stack_pictures(arrays, None, [])
-    assert (stacked.shape, arrays) == ((598, 2, 2, 1), [])
+    levels = [int(x[0, 0, 0]) for _, x in taken if not isinstance(x, str)]
+    assert levels == [i % 256 for i in range(600) if i not in (300, 301)]
 
 
 # What is said of a folder before training
@@ -528,12 +523,13 @@ def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch, cap
     assert len(train.labels) + len(test.labels) == 6
 
 
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, cache, capsys):
+@pytest.mark.parametrize("save_method", [(np, "save"), (decoding._FileRows, "append")])
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, cache, capsys, save_method):
     def save(*args):
         raise OSError(28, "No space left on device")
 
     two_classes(tmp_path / "p")
-    monkeypatch.setattr(np, "save", save)
+    monkeypatch.setattr(*save_method, save)
     train, _ = from_folder(tmp_path / "p")
     assert len(train.labels) == 4
     assert "(No space left on device)" in capsys.readouterr().err
@@ -553,13 +549,13 @@ def test_what_a_killed_process_left_is_removed(tmp_path, cache):
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_progress_is_shown_where_it_takes_long(monkeypatch, capsys, is_terminal):
     now = [0.0]
-    monkeypatch.setattr(sources.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(decoding.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
-    progress = sources._Progress("folder:p", 2000)
-    for done in range(0, 2001, 500):
-        now[0] += 1.5
-        progress(done)
-    progress.end()
+    progress = decoding.Progress("folder:p", 2000)
+    for done in range(1, 2001):
+        now[0] += 1.5 * (done == 1 or done % 500 == 0)
+        progress.advance()
+    progress.close()
     shown = [f"Decoding folder:p: {count} of 2,000 pictures" for count in ("500", "1,000", "1,500")]
     expected = "".join(f"\r{line}" for line in [*shown, shown[0].replace("500", "2,000", 1)]) + "\n"
     if not is_terminal:

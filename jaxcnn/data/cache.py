@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcnn.data.dataset import Dataset, check_split
+from jaxcnn.data.dataset import Dataset, check_split, row_slices
 from jaxcnn.data.spec import IdxSpec
 from jaxcnn.errors import DataError
 from jaxcnn.files import hold_lock, local_path
@@ -83,8 +83,12 @@ def content_digest(images: np.ndarray, labels: np.ndarray) -> str:
     >>> content_digest(images, labels) == content_digest(images, labels[::-1])
     False
     """
-    rows = np.concatenate([labels[:, None], images.reshape(len(labels), -1)], axis=1)
-    digests = sorted(hashlib.sha256(row).digest() for row in rows)
+    digests = []
+    for part in row_slices(images):
+        pixels = images[part].reshape(len(labels[part]), -1)
+        rows = np.concatenate([labels[part, None], pixels], axis=1)
+        digests += [hashlib.sha256(row).digest() for row in rows]
+    digests.sort()
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 

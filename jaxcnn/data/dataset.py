@@ -1,13 +1,43 @@
-"""A data set in memory: what every loader returns, and what training accepts."""
+"""A data set as arrays: what every loader returns, and what training accepts."""
 
 import hashlib
+import math
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxcnn.errors import ConfigError
+
+_PART_BYTES = 2**24  # of an array that may be larger than memory, looked at together
+
+
+class SelectedImages:
+    """Images of an array on disk, which may be larger than memory: each is read when it is indexed.
+
+    Args:
+        images: [N, ...].
+        places: [M], of the images in it.
+
+    >>> images = SelectedImages(np.arange(5)[:, None], np.array([4, 2, 0]))
+    >>> images.shape, images[1:].tolist(), np.asarray(images).tolist()
+    ((3, 1), [[2], [0]], [[4], [2], [0]])
+    """
+
+    def __init__(self, images: Any, places: np.ndarray):
+        self._images, self._places = images, places
+        self.shape, self.dtype = (len(places), *images.shape[1:]), images.dtype
+        self.ndim, self.size = images.ndim, math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return np.asarray(self._images[self._places[index]])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
 
 
 class Dataset(NamedTuple):
@@ -40,7 +70,10 @@ class Dataset(NamedTuple):
         >>> data.take(np.array([3, 1])).labels
         array([3, 1])
         """
-        return Dataset(self.images[places], self.labels[places], self.class_names)
+        images: Any = self.images
+        is_on_disk = isinstance(images, np.memmap | SelectedImages)
+        images = SelectedImages(images, places) if is_on_disk else images[places]
+        return Dataset(images, self.labels[places], self.class_names)
 
     def digest(self) -> str:
         """Return the SHA-256 of the images and labels, in their order, in hexadecimal.
@@ -52,8 +85,34 @@ class Dataset(NamedTuple):
         digest = hashlib.sha256()
         for array in (self.images, self.labels):
             digest.update(f"{array.dtype.str}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
+            for part in row_slices(array):
+                digest.update(np.ascontiguousarray(array[part]).data)
         return digest.hexdigest()
+
+
+def row_slices(array: np.ndarray) -> Iterator[slice]:
+    """Yield slices of a few megabytes that together are all rows of an array.
+
+    What is asked of all pixels is asked of one such part after the other: the images may be
+    memory-mapped, and more than memory holds.
+
+    >>> list(row_slices(np.zeros((3, 4000, 1000, 3), np.uint8)))
+    [slice(0, 1, None), slice(1, 2, None), slice(2, 3, None)]
+    """
+    row_bytes = array.dtype.itemsize * math.prod(array.shape[1:])
+    rows = max(_PART_BYTES // max(row_bytes, 1), 1)
+    for start in range(0, len(array), rows):
+        yield slice(start, min(start + rows, len(array)))
+
+
+def is_constant(images: np.ndarray) -> bool:
+    """Return whether all pixels are the same; the first parts of most images tell.
+
+    >>> is_constant(np.zeros((3, 4, 4, 1), np.uint8)), is_constant(np.arange(4)[:, None])
+    (True, False)
+    """
+    first = images[:1].ravel()[0]
+    return all((images[part] == first).all() for part in row_slices(images))
 
 
 def check_split(split: str) -> None:
@@ -172,12 +231,22 @@ def _check_images(images: Any, name: str) -> np.ndarray:
             f"{given}, which looks like [N, C, H, W]; it must be [N, H, W, C]: "
             "images.transpose(0, 2, 3, 1)"
         )
-    if array.max() == 1:
+    if _are_zeros_and_ones(array):
         raise ConfigError(
             f"{given} of 0 and 1 alone; pixels must be from 0 to 255: multiply images in [0, 1] by "
             "255 before they become uint8"
         )
     return array
+
+
+def _are_zeros_and_ones(images: np.ndarray) -> bool:
+    """Return whether 1 is the highest pixel; the first part of most images tells."""
+    highest = 0
+    for part in row_slices(images):
+        highest = max(highest, int(images[part].max()))
+        if highest > 1:
+            return False
+    return highest == 1
 
 
 def _image_advice(images: np.ndarray) -> str:

@@ -11,13 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxcnn.data.dataset import Dataset
+from jaxcnn.data.decode import decode
 from jaxcnn.data.sources import (
     Source,
     Splits,
     check_fit,
     count_of,
-    decode,
     describe_flaws,
+    image_paths,
     listed,
     load_source,
     order_by_hash,
@@ -160,17 +161,16 @@ def _read(
     class_names: tuple[str, ...],
     image_size: int | None,
     aspect_ratio: str,
+    folder: Path | None,
 ) -> tuple[Splits, list[str]]:
-    both = [*examples["train"], *examples["test"]]
+    parts = [examples[split] for split in Splits._fields]
+    both = [each for part in parts for each in part]
     pictures = ((picture.name, picture.path) for _, picture in both)
-    images = decode(title, pictures, len(both), image_size, aspect_ratio)
+    paths = image_paths(folder)
+    images = decode(title, pictures, [*map(len, parts)], image_size, aspect_ratio, paths)
     place = {name: i for i, name in enumerate(class_names)}
-    labels = np.array([place[label] for label, _ in both], np.int32)
-    count = len(examples["train"])
-    splits = Splits(
-        Dataset(images[:count], labels[:count], class_names),
-        Dataset(images[count:], labels[count:], class_names),
-    )
+    labels = [np.array([place[label] for label, _ in part], np.int32) for part in parts]
+    splits = Splits(*(Dataset(*pair, class_names) for pair in zip(images, labels, strict=True)))
     return splits, describe_flaws(title, splits, [picture.name for _, picture in both])
 
 

@@ -88,7 +88,7 @@ def _find(folder: Path) -> dict[str, _Files]:
     return dict(sorted(found.items()))
 
 
-def _read(title: str, files: _Files, prefix: str) -> tuple[Splits, list[str]]:
+def _read(title: str, files: _Files, prefix: str, _: Path | None) -> tuple[Splits, list[str]]:
     images = {split: _read_images(files[split, "images"]) for split in ("train", "test")}
     labels = {split: _read_array(files[split, "labels"]) for split in ("train", "test")}
     for split in images:

@@ -4,14 +4,13 @@ Each kind of source (`folder`, `idx_folder`, `tfds_folder`) finds its files and 
 read; here they are read once, and memory-mapped at every later load.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +18,10 @@ import numpy as np
 import PIL
 
 from jaxcnn.data.dataset import Dataset
+from jaxcnn.data.decode import say
 from jaxcnn.errors import ConfigError, DataError, did_you_mean
 from jaxcnn.files import hold_lock, local_path, sync
-from jaxcnn.pictures import ASPECT_RATIOS, read_pictures, stack_pictures
+from jaxcnn.pictures import ASPECT_RATIOS
 
 _FORMAT = 1  # of the cache; a change makes every copy anew
 _SHOWN = 3  # names that a message lists
@@ -43,14 +43,16 @@ class Source(NamedTuple):
             and more.
         files: (name, file) of all that the arrays are made of.
         notes: what finding the files has shown, a line each.
-        read: reads the files; returns both splits and more notes.
+        read: reads the files; returns both splits and more notes. Images that may be more than
+            memory holds are written to the folder that it is given, as `image_paths` says, if it is
+            not None (see `jaxcnn.data.decode.decode`).
     """
 
     title: str
     settings: tuple[str, str, Any]
     files: Sequence[tuple[str, Path]]
     notes: Sequence[str]
-    read: Callable[[], tuple[Splits, list[str]]]
+    read: Callable[[Path | None], tuple[Splits, list[str]]]
 
 
 def load_source(source: Source, data_dir: str | Path | None, tell: bool = True) -> Splits:
@@ -73,6 +75,15 @@ def load_source(source: Source, data_dir: str | Path | None, tell: bool = True) 
     return splits
 
 
+def image_paths(folder: Path | None) -> list[Path] | None:
+    """Return the files for the images of the training and the test set.
+
+    >>> [path.name for path in image_paths(Path("folder"))]
+    ['train_images.npy', 'test_images.npy']
+    """
+    return folder and [folder / f"{split}_images.npy" for split in Splits._fields]
+
+
 def cache_root(data_dir: str | Path | None) -> Path:
     """Return the folder in which decoded arrays are kept.
 
@@ -87,11 +98,6 @@ def cache_root(data_dir: str | Path | None) -> Path:
             return root / "jaxcnn-arrays"
     base = os.environ.get("XDG_CACHE_HOME") or local_path("~/.cache", "the cache")
     return Path(base) / "jaxcnn" / "arrays"
-
-
-def say(line: str) -> None:
-    """Print a line to standard error, whatever bytes a file name has."""
-    print(line.encode(errors="backslashreplace").decode(), file=sys.stderr, flush=True)
 
 
 def listed(names: Sequence[str]) -> str:
@@ -169,49 +175,6 @@ def order_by_hash(names: Sequence[str], seed: int = 0) -> list[int]:
     return sorted(range(len(names)), key=keys.__getitem__)
 
 
-def decode(
-    title: str,
-    pictures: Iterable[tuple[str, Path | bytes]],
-    count: int,
-    image_size: int | None,
-    aspect_ratio: str = "crop",
-) -> np.ndarray:
-    """Decode pictures on all cores, and show progress on standard error.
-
-    Args:
-        title: of the data set.
-        pictures: the name of each, and its file or the file's content.
-        count: of the pictures.
-        image_size: see `jaxcnn.pictures.fit_picture`.
-        aspect_ratio: likewise.
-
-    Returns:
-        uint8 [N, H, W, C], with one channel if all are gray, else three.
-
-    Raises:
-        DataError: with the pictures that cannot be read, the first of them by name.
-    """
-    names: list[str] = []
-
-    def named() -> Iterable[tuple[str, Path | bytes]]:
-        for name, source in pictures:
-            names.append(name)
-            yield name, source
-
-    progress = _Progress(title, count)
-    arrays, errors = read_pictures(named(), image_size, progress, aspect_ratio)
-    progress.end()
-    if len(errors) == 1:
-        raise DataError(f"{title}: {errors[0]}; mend or remove it")
-    if errors:
-        more = "; ..." if len(errors) > _SHOWN else ""
-        raise DataError(
-            f"{title}: {len(errors):,} pictures are no good: {'; '.join(errors[:_SHOWN])}{more}; "
-            "mend or remove them"
-        )
-    return stack_pictures(arrays, image_size, names)
-
-
 def describe_flaws(title: str, splits: Splits, names: Sequence[str]) -> list[str]:
     """Return a line for each thing about decoded data that training would not notice.
 
@@ -267,36 +230,13 @@ def _describe_duplicates(splits: Splits, names: Sequence[str]) -> list[str]:
     return notes
 
 
-class _Progress:
-    """Says on standard error how many pictures are decoded, if it takes more than two seconds."""
-
-    def __init__(self, title: str, count: int):
-        self._title, self._count = title, count
-        self._due, self._seconds = time.monotonic() + 2, 2.0
-        self._is_terminal = sys.stderr.isatty()
-        self._is_begun = False
-
-    def __call__(self, done: int) -> None:
-        if time.monotonic() < self._due:
-            return
-        line = f"Decoding {self._title}: {done:,} of {self._count:,} pictures"
-        if self._is_terminal:
-            print(f"\r{line}", end="", file=sys.stderr, flush=True)
-        else:
-            say(line)
-            self._seconds *= 2  # a log needs fewer and fewer
-        self._is_begun, self._due = True, time.monotonic() + (self._is_terminal or self._seconds)
-
-    def end(self) -> None:
-        if self._is_begun and self._is_terminal:
-            print(file=sys.stderr)
-
-
 # The cache: <root>/<place of the source>/<fingerprint of its files>/
 
 
 # What could not be kept, so that the second split of a run need not be read again: one source.
 _UNKEPT: dict[str, tuple[Splits, list[str]]] = {}
+# The files of each folder whose digests were right, so that a large set is read once per start.
+_VERIFIED: dict[Path, dict[str, tuple[int, int, int]]] = {}
 
 
 def _place(source: Source) -> str:
@@ -330,13 +270,14 @@ def _load(source: Source, place: Path, fingerprint: str) -> tuple[Splits, list[s
         with hold_lock(place / ".lock", wait=True):  # one process decodes, others wait
             if found := _read(folder, say):
                 return found
-            made = source.read()
-            _write(folder, *made)
+            with _replacing(folder) as unfinished:
+                made = source.read(unfinished)
+                _write(unfinished, *made)
         return _read(folder) or made
     except DataError:
         raise
     except OSError as error:  # of the cache: a full disk, a folder that is read-only
-        made = made or source.read()
+        made = made or source.read(None)
         reason = error.strerror or error
         say(
             f"note: {source.title} cannot be kept decoded in {place} ({reason}), so that the next "
@@ -356,7 +297,9 @@ def _read(
     try:
         record = json.loads((folder / "record.json").read_text())
         splits = Splits(*(_map(folder, split, record) for split in Splits._fields))
-        if {split: data.digest() for split, data in splits._asdict().items()} == record["digests"]:
+        files = {file.name: _identity(file) for file in folder.iterdir()}
+        if _VERIFIED.get(folder) == files or _digests(splits) == record["digests"]:
+            _VERIFIED[folder] = files
             return splits, record["notes"]
         reason: object = "its arrays have changed"
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
@@ -364,6 +307,15 @@ def _read(
     if warn:
         warn(f"note: the decoded copy in {folder} is damaged ({reason}) and is made again")
     return None
+
+
+def _identity(file: Path) -> tuple[int, int, int]:
+    status = file.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _digests(splits: Splits) -> dict[str, str]:
+    return {split: data.digest() for split, data in splits._asdict().items()}
 
 
 def _map(folder: Path, split: str, record: dict[str, Any]) -> Dataset:
@@ -374,20 +326,28 @@ def _map(folder: Path, split: str, record: dict[str, Any]) -> Dataset:
 
 
 def _write(folder: Path, splits: Splits, notes: list[str]) -> None:
-    """Write the arrays to a temporary folder, which is renamed once they are complete."""
+    """Write the arrays that are not there yet, and the record."""
+    for split, dataset in splits._asdict().items():
+        images = folder / f"{split}_images.npy"
+        if not images.exists():
+            np.save(images, dataset.images)
+        np.save(folder / f"{split}_labels.npy", dataset.labels)
+    record = {
+        "class_names": splits.train.class_names,
+        "notes": notes,
+        "digests": _digests(splits),
+    }
+    (folder / "record.json").write_text(json.dumps(record))
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder, which is renamed once its content is complete."""
     unfinished = folder.with_name(".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
     try:
         unfinished.mkdir()
-        for split, dataset in splits._asdict().items():
-            np.save(unfinished / f"{split}_images.npy", dataset.images)
-            np.save(unfinished / f"{split}_labels.npy", dataset.labels)
-        record = {
-            "class_names": splits.train.class_names,
-            "notes": notes,
-            "digests": {split: data.digest() for split, data in splits._asdict().items()},
-        }
-        (unfinished / "record.json").write_text(json.dumps(record))
+        yield unfinished
         sync(unfinished.iterdir())
         for old in folder.parent.glob("[0-9a-f]*"):  # of files that have changed, or damaged
             shutil.rmtree(old, ignore_errors=True)

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -102,11 +102,10 @@ class PreparedSplit:
     def __len__(self) -> int:
         return len(self._source)
 
-    def __iter__(self) -> Iterator[tuple[bytes, int]]:
-        for start in range(0, len(self), _AT_ONCE):
-            for example in self._source.__getitems__(
-                range(start, min(start + _AT_ONCE, len(self)))
-            ):
+    def read(self, places: Sequence[int]) -> Iterator[tuple[bytes, int]]:
+        """Yield the examples at these places."""
+        for start in range(0, len(places), _AT_ONCE):
+            for example in self._source.__getitems__(places[start : start + _AT_ONCE]):
                 yield example[self._image], int(example[self._label])
 
 
@@ -135,18 +134,21 @@ def open_prepared(prepared: Path) -> tuple[tuple[str, ...], dict[str, PreparedSp
         return tuple(features[label].names), splits
 
 
-def read_prepared(prepared: Path, split: PreparedSplit) -> Iterator[tuple[bytes, int]]:
+def read_prepared(
+    prepared: Path, split: PreparedSplit, places: Sequence[int] | None = None
+) -> Iterator[tuple[bytes, int]]:
     """Yield the encoded images and labels of a split.
 
     Args:
         prepared: see `open_prepared`, which gave the split.
         split: to read.
+        places: of the examples, in the order in which to read them; None for all, in TFDS's.
 
     Raises:
         DataError: if a file is damaged.
     """
     with _one_line(prepared):
-        yield from split
+        yield from split.read(range(len(split)) if places is None else places)
 
 
 @contextlib.contextmanager

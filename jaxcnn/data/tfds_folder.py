@@ -2,19 +2,20 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from jaxcnn.data.dataset import Dataset
+from jaxcnn.data.decode import decode
 from jaxcnn.data.sources import (
     Source,
     Splits,
     check_fit,
-    decode,
     describe_flaws,
+    image_paths,
     order_by_hash,
     split_by_hash,
 )
@@ -88,7 +89,7 @@ def _find_version(title: str, folder: Path, version: str | None) -> Path:
 
 
 def _read(
-    title: str, prepared: Path, image_size: int | None, aspect_ratio: str
+    title: str, prepared: Path, image_size: int | None, aspect_ratio: str, folder: Path | None
 ) -> tuple[Splits, list[str]]:
     from jaxcnn.data import tfds_builder  # here: TFDS is slow to import, and rarely needed
 
@@ -96,36 +97,35 @@ def _read(
     if "train" not in splits:
         raise DataError(f"{title} has no split 'train', only {', '.join(splits)}")
     held_out = next((split for split in ("test", "validation") if split in splits), None)
-    wanted = ["train"] + ([held_out] if held_out else [])
+    parts: list[tuple[str, Sequence[int]]]
+    if held_out:
+        parts = [(split, range(len(splits[split]))) for split in ("train", held_out)]
+    else:
+        found = [label for _, label in tfds_builder.read_prepared(prepared, splits["train"])]
+        parts = [("train", places) for places in _split(np.array(found))]
     labels: list[int] = []
-    names = [f"{split} {i}" for split in wanted for i in range(len(splits[split]))]
+    names = [f"{split} {i}" for split, places in parts for i in places]
 
     def pictures() -> Iterator[tuple[str, bytes]]:
-        for split in wanted:
-            for content, label in tfds_builder.read_prepared(prepared, splits[split]):
+        for split, places in parts:
+            for content, label in tfds_builder.read_prepared(prepared, splits[split], places):
                 labels.append(label)
                 yield names[len(labels) - 1], content
 
-    images = decode(title, pictures(), len(names), image_size, aspect_ratio)
-    array = np.array(labels, np.int32)
-    if held_out:
-        count = len(splits["train"])
-        parts: list = [slice(count), slice(count, None)]
-    else:
-        parts = _split(names, array)
-        names = [names[i] for part in parts for i in part]
-    made = Splits(*(Dataset(images[part], array[part], class_names) for part in parts))
+    counts, paths = [len(places) for _, places in parts], image_paths(folder)
+    images = decode(title, pictures(), counts, image_size, aspect_ratio, paths)
+    both = np.split(np.array(labels, np.int32), counts[:1])
+    made = Splits(*(Dataset(*pair, class_names) for pair in zip(images, both, strict=True)))
     return made, describe_flaws(title, made, names)
 
 
-def _split(names: list[str], labels: np.ndarray) -> list[np.ndarray]:
+def _split(labels: np.ndarray) -> list[list[int]]:
     """Return the places of the training and the test set, each class split alike."""
+    names = [f"train {i}" for i in range(len(labels))]
     parts: list[list[int]] = [[], []]
     for label in np.unique(labels):
         places = np.flatnonzero(labels == label)
         halves = split_by_hash([names[i] for i in places], _TEST_FRACTION, seed=0)
         for part, half in zip(parts, halves, strict=True):
             part += places[half].tolist()
-    return [
-        np.array([part[i] for i in order_by_hash([names[j] for j in part])], int) for part in parts
-    ]
+    return [[part[i] for i in order_by_hash([names[j] for j in part])] for part in parts]

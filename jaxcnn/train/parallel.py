@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxcnn.machine import memory_bytes
 from jaxcnn.ops import cpu
 
 AXIS = "batch"
@@ -45,26 +46,37 @@ class DataParallel:
         """'cpu', 'gpu' or 'tpu'."""
         return self.devices[0].platform
 
+    def memory_bytes(self) -> int:
+        """Return the memory that a device has for all that it holds.
+
+        CPUs share that of the machine (see `jaxcnn.machine.memory_bytes`).
+        """
+        limit = (self.devices[0].memory_stats() or {}).get("bytes_limit")
+        return limit or memory_bytes() // len(self.devices)
+
     def replicate(self, tree: Any) -> Any:
         """Copy arrays to every device; their shapes do not change."""
         return jax.device_put(tree, self._replicated)
 
-    def shard(self, batches: np.ndarray) -> jax.Array:
+    def shard(self, batches: T) -> T:
         """Give every device its shard of every batch.
 
         Args:
-            batches: [steps, batch_size]; the batch size is a multiple of the number of devices.
+            batches: arrays of the host, [steps, batch_size, ...]; the batch size is a multiple of
+                the number of devices.
 
         Returns:
-            [devices, steps, batch_size / devices] on several devices; [steps, batch_size] on one.
+            [devices, steps, batch_size / devices, ...] on several devices; the same shape on one.
         """
-        batches = np.asarray(batches)
         if self.axis_name is None:
             return jax.device_put(batches, self._replicated)
-        steps, batch_size = batches.shape
         n = len(self.devices)
-        shards = batches.reshape(steps, n, batch_size // n).swapaxes(0, 1)
-        return jax.device_put(shards, self._sharded)
+
+        def split(batch: np.ndarray) -> np.ndarray:
+            steps, batch_size, *rest = batch.shape
+            return batch.reshape(steps, n, batch_size // n, *rest).swapaxes(0, 1)
+
+        return jax.device_put(jax.tree.map(split, batches), self._sharded)
 
     def compile(self, program: Callable, *args: Any, donate: tuple[int, ...] = ()) -> Callable:
         """Compile a program for arguments of these shapes: the last sharded, the rest replicated.

@@ -25,6 +25,7 @@ from jaxcnn.data import (
 from jaxcnn.data.augment import parse_augmentation, parse_mixing
 from jaxcnn.data.pipeline import batch_sizes, epoch_sizes
 from jaxcnn.data.split import split_validation
+from jaxcnn.data.stream import Loading, check_grain, choose_loading
 from jaxcnn.errors import ConfigError
 from jaxcnn.keys import Purpose, derive_key
 from jaxcnn.models import MODELS, Normalized, describe_model, is_own_model
@@ -52,6 +53,7 @@ class Setup:
         train: the training set, without the validation set.
         validation: the set to choose an epoch by; None if there is none.
         test: the test set; None if there is none.
+        loading: whether the images stay on the devices or stream from disk.
         model: maps images in [0, 1] to logits; its axis name is that of `parallel`.
         optimizer: created the state.
         state: to start from, on the devices; training donates it.
@@ -69,6 +71,7 @@ class Setup:
     train: Dataset
     validation: Dataset | None
     test: Dataset | None
+    loading: Loading
     model: nn.Module
     optimizer: optax.GradientTransformation
     state: TrainState
@@ -216,10 +219,14 @@ def prepare(
         check_values(config)
     if optimizer is None:
         check_recipe(config)
+    if config.data_loading == "stream":
+        check_grain("config.data_loading is 'stream'")  # before data are decoded
     settings = _settings(config, model, optimizer, train, test if has_test else train)
     train, validation, test = _load_data(config, train, validation, test, has_test)
     parallel = DataParallel(config.num_devices)
     num_devices = len(parallel.devices)
+    datasets = [data for data in (train, validation, test) if data is not None]
+    loading = choose_loading(config.data_loading, datasets, parallel.memory_bytes())
     check_batches(
         config.batch_size,
         len(train.labels),
@@ -262,6 +269,7 @@ def prepare(
         train,
         validation,
         test,
+        loading,
         model,
         optimizer,
         state,

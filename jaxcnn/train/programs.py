@@ -1,27 +1,29 @@
-"""The compiled functions of a run, train and evaluate, over data that stay on the devices.
+"""The compiled functions of a run, train and evaluate.
 
 Training finds its place in the data from the step count in the state, evaluation carries its
-position from call to call, and both take as many steps as they are told: the host sends nothing per
-call. A call takes one step if a convolution of the model is slow inside a loop (see
-`jaxcnn.ops.cpu.suits_loops`), unless the config says otherwise.
+position from call to call, and both take as many steps as they are told: where the images stay on
+the devices, the host sends nothing per call. A call takes one step if a convolution of the model is
+slow inside a loop (see `jaxcnn.ops.cpu.suits_loops`), unless the config says otherwise, or if its
+batch streams from disk (see `jaxcnn.train.feed`).
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from ml_collections import ConfigDict
 
 from jaxcnn.config import DTYPES
-from jaxcnn.data import Dataset, epoch_batches, preprocess
+from jaxcnn.data import Dataset, preprocess
 from jaxcnn.data.augment import parse_augmentation, parse_mixing
+from jaxcnn.data.stream import Batch
 from jaxcnn.keys import Purpose, derive_key
 from jaxcnn.ops import cpu
+from jaxcnn.train.feed import create_evaluation_feed, create_training_feed
 from jaxcnn.train.loss import create_loss
 from jaxcnn.train.metrics import Metrics
 from jaxcnn.train.prepare import Setup
@@ -32,20 +34,15 @@ from jaxcnn.train.step import eval_step, train_step
 _MAX_STEPS = 50  # per call: more would save nothing, and their metrics arrive together
 
 
-class DeviceData(NamedTuple):
-    """Images, uint8 [N, H, W, C], and labels, int32 [N], on every device."""
-
-    images: jax.Array | np.ndarray
-    labels: jax.Array | np.ndarray
-
-
 class Programs:
     """Train, and evaluate on the set that is held out; compiled when created.
 
     Attributes:
         compile_seconds: what compiling took.
-        max_steps: most steps that one call can take. Any value above 1 gives the same bits; 1 is
-            compiled without a loop and may round differently.
+        max_steps: most steps that one call can take.
+
+    With `steps_per_call` above 1 the steps are compiled as a loop, which gives the same bits
+    however many of them a call takes; 1 is compiled without a loop and may round differently.
 
     Args:
         setup: what to train with; of its state only the shapes matter.
@@ -53,23 +50,26 @@ class Programs:
 
     def __init__(self, setup: Setup):
         self._setup = setup
-        config, parallel = setup.config, setup.parallel
-        self.max_steps = config.steps_per_call or _default_steps(setup)
-        self._train_data = parallel.replicate(_device_data(setup.train))
+        config = setup.config
+        steps = config.steps_per_call or _default_steps(setup)
+        self._loops, self._feed = steps > 1, create_training_feed(setup)
+        self.max_steps = min(steps, self._feed.max_steps or steps)
         self._counts = _counts(setup, self.max_steps)
         self._loss = create_loss(config, setup.train, setup.num_logits)
         self._augmentations = [function for _, function in parse_augmentation(config.augmentation)]
         self._mixing = parse_mixing(config.mixing)
-        self._permute = jax.jit(epoch_batches, static_argnums=(2, 3, 4))
         start = time.perf_counter()
-        self._epoch, self._train_batches = 0, self._shard_epoch(0)
         self._train_programs = {
-            is_last: self._compile_train(batches)
-            for is_last, batches in self._train_batches.items()
+            is_last: self._compile_train(first)
+            for is_last, first, end in (
+                (False, 0, setup.full_batches),
+                (True, setup.full_batches, setup.steps_per_epoch),
+            )
+            if first < end
         }
         self._evaluator = None
         if setup.held_out is not None:
-            self._evaluator = Evaluator(setup, setup.held_out[1], self.max_steps)
+            self._evaluator = Evaluator(setup, setup.held_out[1], steps)
         self.compile_seconds = time.perf_counter() - start
 
     def train(self, state: TrainState, step: int, count: int) -> tuple[TrainState, Metrics]:
@@ -87,16 +87,14 @@ class Programs:
         Raises:
             ValueError: if the count is out of range.
         """
-        epoch, position = divmod(step, self._setup.steps_per_epoch)
+        position = step % self._setup.steps_per_epoch
         is_last = position >= self._setup.full_batches
         left = 1 if is_last else self._setup.full_batches - position
         most = min(left, self.max_steps)
         if not 1 <= count <= most:
             raise ValueError(f"after step {step}, count must be 1 to {most}, got {count}")
-        if epoch != self._epoch:
-            self._epoch, self._train_batches = epoch, self._shard_epoch(epoch)
-        program, batches = self._train_programs[is_last], self._train_batches[is_last]
-        return program(state, self._counts[count], self._train_data, batches)
+        program = self._train_programs[is_last]
+        return program(state, self._counts[count], *self._feed.arguments(step))
 
     def evaluate(self, state: TrainState, count: int | None = None) -> Iterator[Metrics]:
         """Yield running totals over the set that is held out; nothing if there is none.
@@ -108,32 +106,16 @@ class Programs:
         if self._evaluator is not None:
             yield from self._evaluator.totals(state, count)
 
-    def _compile_train(self, batches: jax.Array) -> Callable:
-        """Compile training on the full batches, or on a last one of another size."""
-        args = (self._setup.state, self._counts[1], self._train_data, batches)
+    def _compile_train(self, step: int) -> Callable:
+        """Compile training on batches of the size of this step's."""
+        args = (self._setup.state, self._counts[1], *self._feed.arguments(step))
         return self._setup.parallel.compile(self._train_program, *args, donate=(0,))
 
-    def _shard_epoch(self, epoch: int) -> dict[bool, jax.Array]:
-        """Return an epoch's indices on the devices: the full batches, and a last one that is not.
-
-        The key tells which: whether it is the last. What is empty is left out.
-        """
-        config = self._setup.config
-        num_examples = len(self._setup.train.labels)
-        full, last = self._permute(
-            config.seed, epoch, num_examples, config.batch_size, config.last_batch
-        )
-        return {
-            is_last: self._setup.parallel.shard(np.asarray(batches))
-            for is_last, batches in ((False, full), (True, last))
-            if batches.size
-        }
-
     def _train_program(
-        self, state: TrainState, count: jax.Array, data: DeviceData, batches: jax.Array
+        self, state: TrainState, count: jax.Array, data: Any, batches: Any
     ) -> tuple[TrainState, Metrics]:
-        """Take the next `count` steps among `batches`, int32 [S, B]: the full ones or the last."""
-        if self.max_steps == 1:
+        """Take the next `count` steps; see `Feed` for the data and batches."""
+        if not self._loops:
             state, metrics = self._take_step(state, data, batches)
             return state, jax.tree.map(lambda x: x[None], metrics)
 
@@ -144,19 +126,15 @@ class Programs:
 
         return lax.fori_loop(0, count, body, (state, _no_metrics(self._setup, (self.max_steps,))))
 
-    def _take_step(
-        self, state: TrainState, data: DeviceData, batches: jax.Array
-    ) -> tuple[TrainState, Metrics]:
+    def _take_step(self, state: TrainState, data: Any, batches: Any) -> tuple[TrainState, Metrics]:
         """Take the step whose batch is next, by the step count in the state."""
         setup = self._setup
-        # A last batch of another size is row 0 of an array of its own.
-        position = jnp.minimum(state.step % setup.steps_per_epoch, batches.shape[0] - 1)
-        batch_size = batches.shape[1] * len(setup.parallel.devices)
-        images, labels = _batch(setup.config, data, batches[position])
-        images = self._augment(images, batches[position], state.step)
+        batch = self._feed.take(data, batches, state.step % setup.steps_per_epoch)
+        batch_size = len(batch.labels) * len(setup.parallel.devices)
+        images = self._augment(_preprocess(setup, batch), batch.indices, state.step)
         return train_step(
             state,
-            *self._mix(images, labels, state.step),
+            *self._mix(images, batch.labels, state.step),
             model=setup.model,
             optimizer=setup.optimizer,
             loss=self._loss,
@@ -194,24 +172,24 @@ class Programs:
 
 
 class Evaluator:
-    """Evaluates states on a data set, which stays on the devices; compiled when created.
+    """Evaluates states on a data set; compiled when created.
 
     Args:
         setup: of the run; of its state only the shapes matter.
         dataset: to evaluate on.
-        max_steps: most batches that one call can take; None for what suits the model.
+        steps: batches of a call, if its images are in memory; None for what suits the model.
     """
 
-    def __init__(self, setup: Setup, dataset: Dataset, max_steps: int | None = None):
-        self._setup, parallel = setup, setup.parallel
-        self._max_steps = max_steps or setup.config.steps_per_call or _default_steps(setup)
+    def __init__(self, setup: Setup, dataset: Dataset, steps: int | None = None):
+        self._setup, self._feed = setup, create_evaluation_feed(setup, dataset)
+        steps = steps or setup.config.steps_per_call or _default_steps(setup)
+        self._loops, self._max_steps = steps > 1, min(steps, self._feed.max_steps or steps)
+        self._num_batches = -(-len(dataset.labels) // setup.part_size)
         self._counts = _counts(setup, self._max_steps)
-        self._start = parallel.replicate((_no_metrics(setup), jnp.zeros((), jnp.int32)))
-        batches = padded_batches(len(dataset.labels), setup.part_size)
-        self._num_batches, self._batches = len(batches), parallel.shard(batches)
-        self._data = parallel.replicate(_device_data(dataset))
-        args = (setup.state, *self._start, self._counts[1], self._data, self._batches)
-        self._program = parallel.compile(self._evaluate, *args)
+        self._start = setup.parallel.replicate((_no_metrics(setup), jnp.zeros((), jnp.int32)))
+        with contextlib.closing(self._feed.calls()) as calls:
+            args = (setup.state, *self._start, self._counts[1], *next(calls))
+        self._program = setup.parallel.compile(self._evaluate, *args)
 
     def totals(self, state: TrainState, count: int | None = None) -> Iterator[Metrics]:
         """Yield running totals, without waiting for the device.
@@ -223,12 +201,13 @@ class Evaluator:
             count: batches per call; None for as many as a call can take.
         """
         total, position = self._start
-        for done in range(0, self._num_batches, count or self._max_steps):
-            steps = min(count or self._max_steps, self._num_batches - done)
-            total, position = self._program(
-                state, total, position, self._counts[steps], self._data, self._batches
-            )
-            yield total
+        most = min(count or self._max_steps, self._max_steps)
+        with contextlib.closing(self._feed.calls()) as calls:
+            # The calls come last: none is asked for in vain.
+            for done, args in zip(range(0, self._num_batches, most), calls, strict=False):
+                steps = self._counts[min(most, self._num_batches - done)]
+                total, position = self._program(state, total, position, steps, *args)
+                yield total
 
     def _evaluate(
         self,
@@ -236,10 +215,10 @@ class Evaluator:
         total: Metrics,
         position: jax.Array,
         count: jax.Array,
-        data: DeviceData,
-        batches: jax.Array,
+        data: Any,
+        batches: Any,
     ) -> tuple[Metrics, jax.Array]:
-        """Add the metrics of the next `count` of `batches`, int32 [S, B], -1 for padding."""
+        """Add the metrics of the next `count` batches; see `Feed` for the data and batches."""
         setup = self._setup
         step = partial(
             eval_step,
@@ -250,20 +229,18 @@ class Evaluator:
 
         def add_batch(_: int | jax.Array, carry: tuple[Metrics, jax.Array]):
             total, position = carry
-            images, labels = _batch(setup.config, data, batches[position])
-            weights = (batches[position] >= 0).astype(jnp.float32)
-            return total + step(state, images, labels, weights), position + 1
+            batch = self._feed.take(data, batches, position)
+            weights = (batch.indices >= 0).astype(jnp.float32)
+            metrics = step(state, _preprocess(setup, batch), batch.labels, weights)
+            return total + metrics, position + 1
 
-        if self._max_steps == 1:
+        if not self._loops:
             return add_batch(0, (total, position))
         return lax.fori_loop(0, count, add_batch, (total, position))
 
 
-def _batch(config: ConfigDict, data: DeviceData, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Gather and preprocess a batch."""
-    images = jnp.take(data.images, indices, axis=0, mode="clip")
-    labels = jnp.take(data.labels, indices, axis=0, mode="clip")
-    return preprocess(images, config.image_size, DTYPES[config.dtype]), labels
+def _preprocess(setup: Setup, batch: Batch) -> jax.Array:
+    return preprocess(batch.images, setup.config.image_size, DTYPES[setup.config.dtype])
 
 
 def _counts(setup: Setup, most: int) -> tuple[jax.Array, ...]:
@@ -290,19 +267,3 @@ def _default_steps(setup: Setup) -> int:
         return model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
 
     return _MAX_STEPS if cpu.suits_loops(forward, setup.state.variables, images) else 1
-
-
-def _device_data(dataset: Dataset) -> DeviceData:
-    return DeviceData(dataset.images, dataset.labels)
-
-
-def padded_batches(num_examples: int, batch_size: int) -> np.ndarray:
-    """Return indices that visit each example once, padded with -1 to full batches.
-
-    >>> padded_batches(5, 3)
-    array([[ 0,  1,  2],
-           [ 3,  4, -1]], dtype=int32)
-    """
-    indices = np.full((-(-num_examples // batch_size), batch_size), -1, np.int32)
-    indices.flat[:num_examples] = np.arange(num_examples)
-    return indices

@@ -28,6 +28,7 @@ MAY_CHANGE = (
     "num_epochs",
     "data_dir",
     "data_source",
+    "data_loading",
     "checkpoint_every_steps",
     "num_devices",
     "steps_per_call",

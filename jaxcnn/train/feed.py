@@ -4,7 +4,7 @@ Both take the same examples, in the order of `epoch_batches`, and give the same 
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +15,8 @@ import numpy as np
 from jaxcnn.data import Dataset, epoch_batches
 from jaxcnn.data.stream import Batch, BatchStream, read_batch
 from jaxcnn.train.prepare import Setup
+
+Array = jax.Array | np.ndarray  # of the device, or on the way to it
 
 
 class Feed(Protocol):
@@ -32,7 +34,7 @@ class Feed(Protocol):
     def train(self, step: int) -> tuple[Any, Any]:
         """Return the arguments for a call that begins after so many steps of the run."""
 
-    def test(self) -> Iterator[tuple[Any, Any]]:
+    def test(self) -> Generator[tuple[Any, Any]]:
         """Yield the arguments for each call that evaluates; to be closed."""
 
     def take(self, data: Any, batches: Any, position: jax.Array) -> Batch:
@@ -48,8 +50,8 @@ class Feed(Protocol):
 class Examples(NamedTuple):
     """Images, uint8 [N, H, W, C], and labels, int32 [N], on every device."""
 
-    images: jax.Array | np.ndarray
-    labels: jax.Array | np.ndarray
+    images: Array
+    labels: Array
 
 
 class InMemory:
@@ -61,7 +63,7 @@ class InMemory:
         setup: with the data.
     """
 
-    max_steps = None
+    max_steps: int | None = None
 
     def __init__(self, setup: Setup):
         self._setup, self._order = setup, _Order(setup)
@@ -72,24 +74,24 @@ class InMemory:
             self._test = setup.parallel.replicate(_examples(setup.test))
             self._test_batches = setup.parallel.shard(indices)
 
-    def train(self, step: int) -> tuple[Examples, jax.Array]:
+    def train(self, step: int) -> tuple[Examples, Array]:
         """Return the training set, and the indices of the full batches or of the last one."""
         epoch, position = divmod(step, self._setup.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._batches = epoch, self._shard(epoch)
         return self._train, self._batches[position >= self._setup.full_batches]
 
-    def test(self) -> Iterator[tuple[Examples, jax.Array]]:
+    def test(self) -> Generator[tuple[Examples, Array]]:
         """Yield the test set and the indices of its batches, for each call the same."""
         while True:
             yield self._test, self._test_batches
 
-    def take(self, data: Examples, batches: jax.Array, position: jax.Array) -> Batch:
+    def take(self, data: Examples, batches: Array, position: jax.Array) -> Batch:
         """Gather a batch; `batches` is int32 [S, B], -1 for padding."""
         indices = _row(batches, position)
         return Batch(*_gather(data, indices), indices)
 
-    def _shard(self, epoch: int) -> dict[bool, jax.Array]:
+    def _shard(self, epoch: int) -> dict[bool, Array]:
         """Return an epoch's indices on the devices; the key: whether it is the last batch."""
         return {
             is_last: self._setup.parallel.shard(batches)
@@ -107,7 +109,7 @@ class Sent(NamedTuple):
     """
 
     batch: Batch
-    rows: np.ndarray
+    rows: Array
 
 
 class Streamed:
@@ -117,7 +119,7 @@ class Streamed:
         setup: with the data, whose images are not in memory.
     """
 
-    max_steps = 1
+    max_steps: int | None = 1
 
     def __init__(self, setup: Setup):
         self._setup, self._order = setup, _Order(setup)
@@ -127,7 +129,7 @@ class Streamed:
         """Return the batch of the next step."""
         return (), self._stream.take(step)
 
-    def test(self) -> Iterator[tuple[tuple[()], Sent]]:
+    def test(self) -> Generator[tuple[tuple[()], Sent]]:
         """Yield the batches of the test set."""
         test = self._setup.test
         assert test is not None
@@ -142,8 +144,8 @@ class Streamed:
     def take(self, data: tuple[()], batches: Sent, position: jax.Array) -> Batch:
         """Return the one batch that there is.
 
-        It is gathered, although it is there: XLA fuses the gathering with what follows, which then
-        rounds as it does where the images are in memory.
+        It is gathered, although it is there: so the program differs in its indices alone from that
+        of images in memory, and XLA, which fuses operations, rounds alike in both.
         """
         examples = Examples(batches.batch.images[0], batches.batch.labels[0])
         indices = _row(batches.batch.indices, position)
@@ -190,12 +192,12 @@ def _examples(dataset: Dataset) -> Examples:
     return Examples(np.asarray(dataset.images), dataset.labels)
 
 
-def _row(batches: jax.Array, position: jax.Array) -> jax.Array:
+def _row(batches: Array, position: jax.Array) -> Array:
     """Return a row of indices; a last batch of another size is the only one of its array."""
     return batches[jnp.minimum(position, batches.shape[0] - 1)]
 
 
-def _gather(data: Examples, indices: jax.Array) -> Examples:
+def _gather(data: Examples, indices: Array) -> Examples:
     return Examples(*(jnp.take(array, indices, axis=0, mode="clip") for array in data))
 
 

@@ -41,8 +41,8 @@ class Programs:
         compile_seconds: what compiling took.
         max_steps: most steps that one call can take.
 
-    With `steps_per_call` above 1 the steps are compiled as a loop, which gives the same bits however
-    many of them a call takes; 1 is compiled without a loop and may round differently.
+    With `steps_per_call` above 1 the steps are compiled as a loop, which gives the same bits
+    however many of them a call takes; 1 is compiled without a loop and may round differently.
 
     Args:
         setup: what to train with; of its state only the shapes matter.

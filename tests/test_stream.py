@@ -331,7 +331,13 @@ def test_decoding_and_checking_take_a_part_of_the_memory_that_the_images_do(tmp_
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.full((128, 128, 3), i, np.uint8)
         Image.fromarray(pixels).save(path)
-    config = config_of(data_loading="stream", dataset=f"folder:{tmp_path / 'p'}", image_size=128)
+    config = config_of(
+        dataset=f"folder:{tmp_path / 'p'}",
+        image_size=128,
+        data_loading="stream",
+        augmentation="none",
+        mixing="none",
+    )
     from_folder(tmp_path / "p", image_size=7)  # what is imported at the first use stays
     tracemalloc.start()
     try:

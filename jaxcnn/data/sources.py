@@ -78,10 +78,10 @@ def load_source(source: Source, data_dir: str | Path | None, tell: bool = True) 
 def image_paths(folder: Path | None) -> list[Path] | None:
     """Return the files for the images of the training and the test set.
 
-    >>> [path.name for path in image_paths(Path("folder"))]
-    ['train_images.npy', 'test_images.npy']
+    >>> image_paths(Path("folder"))
+    [PosixPath('folder/train_images.npy'), PosixPath('folder/test_images.npy')]
     """
-    return folder and [folder / f"{split}_images.npy" for split in Splits._fields]
+    return None if folder is None else [folder / f"{name}_images.npy" for name in Splits._fields]
 
 
 def cache_root(data_dir: str | Path | None) -> Path:

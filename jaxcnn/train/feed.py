@@ -16,6 +16,8 @@ from jaxcnn.data import Dataset, epoch_batches
 from jaxcnn.data.stream import Batch, BatchStream, read_batch
 from jaxcnn.train.prepare import Setup
 
+Array = jax.Array | np.ndarray  # of the device, or on the way to it
+
 
 class Feed(Protocol):
     """Gives a compiled program what it takes its batches from.
@@ -67,8 +69,8 @@ def create_evaluation_feed(setup: Setup, dataset: Dataset) -> EvaluationFeed:
 class Examples(NamedTuple):
     """Images, uint8 [N, H, W, C], and labels, int32 [N], on every device."""
 
-    images: jax.Array | np.ndarray
-    labels: jax.Array | np.ndarray
+    images: Array
+    labels: Array
 
 
 class _InMemory:
@@ -76,7 +78,7 @@ class _InMemory:
 
     max_steps: int | None = None
 
-    def take(self, data: Examples, batches: jax.Array, position: jax.Array) -> Batch:
+    def take(self, data: Examples, batches: Array, position: jax.Array) -> Batch:
         """Gather a batch; `batches` is int32 [S, B], -1 for padding."""
         indices = _row(batches, position)
         return Batch(*_gather(data, indices), indices)
@@ -94,14 +96,14 @@ class TrainingInMemory(_InMemory):
         self._examples = setup.parallel.replicate(_examples(setup.train))
         self._epoch, self._batches = 0, self._shard(0)
 
-    def arguments(self, step: int) -> tuple[Examples, Any]:
+    def arguments(self, step: int) -> tuple[Examples, Array]:
         """Return the training set, and the indices of the full batches or of the last one."""
         epoch, position = divmod(step, self._setup.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._batches = epoch, self._shard(epoch)
         return self._examples, self._batches[position >= self._setup.full_batches]
 
-    def _shard(self, epoch: int) -> dict[bool, Any]:
+    def _shard(self, epoch: int) -> dict[bool, Array]:
         """Return an epoch's indices on the devices; the key: whether it is the last batch."""
         return {
             is_last: self._setup.parallel.shard(batches)
@@ -122,7 +124,7 @@ class EvaluationInMemory(_InMemory):
         self._examples = setup.parallel.replicate(_examples(dataset))
         self._batches = setup.parallel.shard(padded_batches(len(dataset.labels), setup.part_size))
 
-    def calls(self) -> Generator[tuple[Examples, Any]]:
+    def calls(self) -> Generator[tuple[Examples, Array]]:
         """Yield the data set and the indices of its batches, for each call the same."""
         while True:
             yield self._examples, self._batches
@@ -137,7 +139,7 @@ class Sent(NamedTuple):
     """
 
     batch: Batch
-    rows: np.ndarray
+    rows: Array
 
 
 class _Streamed:
@@ -155,8 +157,8 @@ class _Streamed:
     def take(self, data: tuple[()], batches: Sent, position: jax.Array) -> Batch:
         """Return the one batch that there is.
 
-        It is gathered, although it is there: XLA fuses the gathering with what follows, which then
-        rounds as it does where the images are in memory.
+        It is gathered, although it is there: so the program differs in its indices alone from that
+        of images in memory, and XLA, which fuses operations, rounds alike in both.
         """
         examples = Examples(batches.batch.images[0], batches.batch.labels[0])
         indices = _row(batches.batch.indices, position)
@@ -241,12 +243,12 @@ def _examples(dataset: Dataset) -> Examples:
     return Examples(np.asarray(dataset.images), dataset.labels)
 
 
-def _row(batches: Any, position: jax.Array) -> jax.Array:
+def _row(batches: Array, position: jax.Array) -> Array:
     """Return a row of indices; a last batch of another size is the only one of its array."""
     return batches[jnp.minimum(position, batches.shape[0] - 1)]
 
 
-def _gather(data: Examples, indices: jax.Array) -> Examples:
+def _gather(data: Examples, indices: Array) -> Examples:
     return Examples(*(jnp.take(array, indices, axis=0, mode="clip") for array in data))
 
 

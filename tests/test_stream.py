@@ -16,6 +16,7 @@ from PIL import Image
 from conftest import CACHED, Tiny, small_config
 from harness import TIMINGS
 from jaxcnn.data import Dataset, dataset, from_folder
+from jaxcnn.data.dataset import SelectedImages
 from jaxcnn.data.decode import decode
 from jaxcnn.data.stream import BatchStream, choose_loading
 from jaxcnn.errors import ConfigError, DataError, StoppedError
@@ -111,6 +112,23 @@ def test_it_is_the_same_in_a_loop_and_on_several_devices(tmp_path, changes):
     changes = changes | {"augmentation": "flip", "mixing": "none"}  # which compiles in less time
     runs = [train(tmp_path / word, data_loading=word, **changes) for word in ("memory", "stream")]
     assert_same(*runs)
+
+
+@pytest.mark.usefixtures("as_users")
+def test_a_validation_set_is_taken_of_images_on_disk_without_reading_them(tmp_path):
+    np.save(tmp_path / "images.npy", TRAIN.images)
+    on_disk = TRAIN._replace(images=np.load(tmp_path / "images.npy", mmap_mode="r"))
+    changes = {"validation_examples": 20, "num_epochs": 1, "augmentation": "flip"}
+    runs = [
+        train(tmp_path / word, train=train_set, data_loading=word, **changes | {"mixing": "none"})
+        for word, train_set in (("memory", TRAIN), ("stream", on_disk))
+    ]
+    assert_same(*runs)
+    places = np.array([5, 3, 80])
+    taken = on_disk.take(places)
+    assert isinstance(taken.images, SelectedImages)
+    np.testing.assert_array_equal(taken.take(np.array([2, 0])).images, TRAIN.images[[80, 5]])
+    assert taken.digest() == TRAIN.take(places).digest()
 
 
 @pytest.mark.parametrize("afterwards", ["stream", pytest.param("memory", marks=pytest.mark.slow)])
@@ -300,7 +318,7 @@ def test_pictures_become_alike_whichever_comes_first(tmp_path, shapes, is_on_dis
     pictures = [RNG.integers(0, 256, shape, np.uint8) for shape in shapes]
     files = [(f"{i}", as_png(pixels)) for i, pixels in enumerate(pictures)]
     paths = [tmp_path / "one.npy", tmp_path / "two.npy"]
-    arrays = decode("p", files, [2, len(files) - 2], 12, paths if is_on_disk else None)
+    arrays = decode("p", files, [2, len(files) - 2], 12, paths=paths if is_on_disk else None)
     size = (6, 6) if {shape[:2] for shape in shapes} == {(6, 6)} else (12, 12)
     channels = max(shape[2] for shape in shapes)
     expected = [

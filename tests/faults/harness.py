@@ -19,7 +19,9 @@ from jaxcnn.train import TrainState, create_optimizer, create_train_state
 from jaxcnn.train.record.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
-TIMINGS = {"images_per_second", "compile_seconds", "train_seconds", "test_seconds"}
+TIMINGS = {"images_per_second", "compile_seconds"} | {
+    f"{split}_seconds" for split in ("train", "validation", "test")
+}
 
 
 class Trainer:

@@ -466,6 +466,21 @@ def test_a_last_batch_takes_as_few_parts_as_are_no_larger(tiny_config):
     assert setup.smallest_part(31) == 31
 
 
+def test_a_run_computes_each_batch_in_its_parts(tiny_config, monkeypatch):
+    """As many of its own on each of two devices; the last batch, of 20 examples, takes five."""
+    taken = set()
+
+    def remember(state, images, labels, **settings):
+        taken.add((len(images), settings["gradient_accumulation_steps"]))
+        return train_step(state, images, labels, **settings)
+
+    monkeypatch.setattr("jaxcnn.train.programs.train_step", remember)
+    tiny_config.update(batch_size=16, gradient_accumulation_steps=4, num_devices=2)
+    tiny_config.update(last_batch="merged", max_train_examples=100)
+    Programs(prepare(tiny_config, model=Tiny()))
+    assert taken == {(8, 4), (10, 5)}
+
+
 def test_what_a_part_takes_is_enough_in_evaluation_too():
     (setup, programs), (_, whole) = compiled(num_parts=4, last_batch="merged"), compiled()
     totals = [each.total() for each in programs.evaluate(setup.state)]

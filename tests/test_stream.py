@@ -1,11 +1,13 @@
 """Sets larger than memory: decoded, checked and streamed in parts, to the same bits."""
 
+import contextlib
 import dataclasses
 import io
 import json
 import signal
 import sys
 import tracemalloc
+import types
 
 import jax
 import jaxlib
@@ -15,7 +17,7 @@ from PIL import Image
 
 from conftest import CACHED, Tiny, small_config
 from harness import TIMINGS
-from jaxcnn.data import Dataset, dataset, from_folder
+from jaxcnn.data import Dataset, dataset, load_dataset
 from jaxcnn.data.dataset import SelectedImages
 from jaxcnn.data.decode import decode
 from jaxcnn.data.stream import BatchStream, choose_loading
@@ -26,6 +28,7 @@ from jaxcnn.pictures import resize_and_crop
 from jaxcnn.train import parallel, train_and_evaluate
 from jaxcnn.train.prepare import prepare
 from jaxcnn.train.programs import Programs
+from jaxcnn.train.record import report
 from jaxcnn.train.record.report import describe
 
 pytestmark = [*CACHED, pytest.mark.usefixtures("as_users")]
@@ -340,6 +343,18 @@ def test_a_set_that_memory_cannot_hold_is_not_decoded_into_it(monkeypatch):
         decode("p", [picture], [10**6, 0], None)
 
 
+@contextlib.contextmanager
+def at_most(limit):
+    """Check how much memory arrays, bytes and other objects take meanwhile."""
+    tracemalloc.start()
+    try:
+        yield
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < limit
+
+
 def test_decoding_and_checking_take_a_part_of_the_memory_that_the_images_do(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "_PART_BYTES", 2**16)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -347,28 +362,18 @@ def test_decoding_and_checking_take_a_part_of_the_memory_that_the_images_do(tmp_
     for i in range(160):
         path = tmp_path / "p" / ("train" if i % 2 else "test") / "ab"[i // 2 % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.full((128, 128, 3), i, np.uint8)
-        Image.fromarray(pixels).save(path)
-    config = config_of(
-        dataset=f"folder:{tmp_path / 'p'}",
-        image_size=128,
-        data_loading="stream",
-        augmentation="none",
-        mixing="none",
-    )
-    from_folder(tmp_path / "p", image_size=7)  # what is imported at the first use stays
-    tracemalloc.start()
-    try:
-        setup = prepare(config, model=Tiny())
-        setup.digests()
-        describe(setup, None)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    size = setup.train.images.nbytes + setup.test.images.nbytes
-    assert size == 160 * 128 * 128 * 3
-    assert isinstance(setup.train.images.base, np.memmap)
-    assert peak < size / 4
+        Image.fromarray(np.full((128, 128, 3), i, np.uint8)).save(path)
+    word = f"folder:{tmp_path / 'p'}"
+    load_dataset(word, "train", image_size=7)  # what is imported at the first use stays
+    size = 160 * 128 * 128 * 3
+    with at_most(size / 4):
+        train, test = (load_dataset(word, split, image_size=128) for split in ("train", "test"))
+        assert train.digest() != test.digest()
+    assert train.images.nbytes + test.images.nbytes == size
+    assert isinstance(train.images.base, np.memmap)
+    with at_most(size / 16):
+        [note] = report._data_notes(types.SimpleNamespace(train=train, test=train))
+    assert note.startswith("the test set is the training set")
 
 
 @pytest.mark.parametrize("part_bytes", [1, 300, 10**6])
@@ -381,6 +386,8 @@ def test_what_is_asked_of_all_pixels_does_not_depend_on_the_parts(part_bytes, mo
         dataset.check_dataset(Dataset(images, TRAIN.labels[:50], ("a", "b", "c")), "train")
     assert not dataset.is_constant(images)
     assert dataset.is_constant(np.ones_like(images))
+    zeros = np.zeros_like(images)
+    dataset.check_dataset(Dataset(zeros, TRAIN.labels[:50], ("a", "b", "c")), "train")
     images[-1, -1, -1] = 2
     dataset.check_dataset(Dataset(images, TRAIN.labels[:50], ("a", "b", "c")), "train")
     constant = np.ones_like(images)

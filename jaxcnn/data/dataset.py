@@ -71,8 +71,7 @@ class Dataset(NamedTuple):
         array([3, 1])
         """
         images: Any = self.images
-        is_on_disk = isinstance(images, np.memmap | SelectedImages)
-        images = SelectedImages(images, places) if is_on_disk else images[places]
+        images = SelectedImages(images, places) if _is_on_disk(images) else images[places]
         return Dataset(images, self.labels[places], self.class_names)
 
     def digest(self) -> str:
@@ -88,6 +87,15 @@ class Dataset(NamedTuple):
             for part in row_slices(array):
                 digest.update(np.ascontiguousarray(array[part]).data)
         return digest.hexdigest()
+
+
+def _is_on_disk(images: Any) -> bool:
+    """Return whether images are read when they are used: views of a memory-mapped file, too."""
+    while images is not None:
+        if isinstance(images, np.memmap | SelectedImages):
+            return True
+        images = getattr(images, "base", None)
+    return False
 
 
 def row_slices(array: np.ndarray) -> Iterator[slice]:

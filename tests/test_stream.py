@@ -128,7 +128,7 @@ def test_a_validation_set_is_taken_of_images_on_disk_without_reading_them(tmp_pa
     ]
     assert_same(*runs)
     places = np.array([5, 3, 80])
-    taken = on_disk.take(places)
+    taken = dataset.check_dataset(on_disk, "train").take(places)
     assert isinstance(taken.images, SelectedImages)
     np.testing.assert_array_equal(taken.take(np.array([2, 0])).images, TRAIN.images[[80, 5]])
     assert taken.digest() == TRAIN.take(places).digest()
@@ -372,7 +372,8 @@ def test_decoding_and_checking_take_a_part_of_the_memory_that_the_images_do(tmp_
     assert train.images.nbytes + test.images.nbytes == size
     assert isinstance(train.images.base, np.memmap)
     with at_most(size / 16):
-        [note] = report._data_notes(types.SimpleNamespace(train=train, test=train))
+        sets = types.SimpleNamespace(train=train, validation=None, test=train)
+        [note] = report._data_notes(sets)
     assert note.startswith("the test set is the training set")
 
 

@@ -20,13 +20,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def train(model: str, seed: int, epochs: int, folder: Path) -> dict:
-    """Run train.py; return the rows of its epochs and the seconds of training and evaluation."""
+    """Run train.py; return the rows of its epochs."""
     command = [sys.executable, "train.py", f"--config=configs/{model}.py", f"--workdir={folder}"]
     command += [f"--config.seed={seed}", f"--config.num_epochs={epochs}"]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    seconds = sum(row["train_seconds"] + row["test_seconds"] for row in rows)
-    return {"seed": seed, "seconds": seconds, "epochs": rows}
+    return {"seed": seed, "epochs": rows}
 
 
 def main() -> None:
@@ -37,7 +36,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "accuracy")
     options = parser.parse_args()
-    print("model         seed  epochs  test accuracy  test loss  images/s  minutes")
+    print("model         seed  epochs  test accuracy  test loss  images/s")
     for model in options.models:
         runs = []
         for seed in options.seeds:
@@ -47,8 +46,7 @@ def main() -> None:
             last = run["epochs"][-1]
             print(
                 f"{model:12}  {seed:4}  {last['epoch']:6}  {last['test_accuracy']:13.4f}  "
-                f"{last['test_loss']:9.4f}  {last['images_per_second']:8,.0f}  "
-                f"{run['seconds'] / 60:7.1f}",
+                f"{last['test_loss']:9.4f}  {last['images_per_second']:8,.0f}",
                 flush=True,
             )
         path = ROOT / "benchmarks" / "results" / f"accuracy-{model}.json"

@@ -20,8 +20,9 @@ from jaxcnn.models import describe_normalization
 from jaxcnn.train.finetune import PartlyFrozen, check_frozen, digest, freeze_updates, transfer
 from jaxcnn.train.loggers import Logger
 from jaxcnn.train.loop import run
-from jaxcnn.train.prepare import Setup, prepare
+from jaxcnn.train.prepare import prepare
 from jaxcnn.train.protocol import set_axis_name
+from jaxcnn.train.setup import Setup
 from jaxcnn.trained import Trained
 
 _RATE = 0.1

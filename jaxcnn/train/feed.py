@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxcnn.data import Dataset, epoch_batches
 from jaxcnn.data.stream import Batch, BatchStream, read_batch
-from jaxcnn.train.prepare import Setup
+from jaxcnn.train.setup import Setup
 
 Array = jax.Array | np.ndarray  # of the device, or on the way to it
 

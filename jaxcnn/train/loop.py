@@ -16,7 +16,7 @@ from jaxcnn.files import local_path
 from jaxcnn.train.loggers import Logger, Loggers
 from jaxcnn.train.metrics import Metrics
 from jaxcnn.train.pace import Pace
-from jaxcnn.train.prepare import Setup, prepare
+from jaxcnn.train.prepare import prepare
 from jaxcnn.train.programs import Evaluator, Programs
 from jaxcnn.train.record import report
 from jaxcnn.train.record.display import Display
@@ -28,6 +28,7 @@ from jaxcnn.train.record.progress import Progress
 from jaxcnn.train.record.signals import StopSignal
 from jaxcnn.train.record.unsaved import Unsaved
 from jaxcnn.train.record.workdir import Workdir
+from jaxcnn.train.setup import Setup
 from jaxcnn.train.state import TrainState
 
 

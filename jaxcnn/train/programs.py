@@ -26,8 +26,8 @@ from jaxcnn.ops import cpu
 from jaxcnn.train.feed import create_evaluation_feed, create_training_feed
 from jaxcnn.train.loss import create_loss
 from jaxcnn.train.metrics import Metrics
-from jaxcnn.train.prepare import Setup
 from jaxcnn.train.protocol import set_axis_name
+from jaxcnn.train.setup import Setup
 from jaxcnn.train.state import TrainState
 from jaxcnn.train.step import eval_step, train_step
 

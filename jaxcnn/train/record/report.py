@@ -9,9 +9,9 @@ from jaxcnn.data import Dataset
 from jaxcnn.data.dataset import is_constant, row_slices
 from jaxcnn.data.pipeline import batch_sizes
 from jaxcnn.ops import cpu
-from jaxcnn.train.prepare import Setup
 from jaxcnn.train.record.logs import Row, best_row, evaluated_split
 from jaxcnn.train.record.progress import Progress
+from jaxcnn.train.setup import Setup
 
 # The fewest images whose statistics suit BatchNorm. Wu and He (Group normalization, 2018) find its
 # error 1 point higher with 8 images in a batch than with 32, 4 points with 4 and 11 with 2.

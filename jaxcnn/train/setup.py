@@ -1,0 +1,164 @@
+"""All that a run needs, as `prepare` builds it and training uses it."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from jaxcnn.data import ChannelStatistics, Dataset
+from jaxcnn.data.pipeline import epoch_sizes
+from jaxcnn.data.stream import Loading
+from jaxcnn.errors import ConfigError
+from jaxcnn.train.optim import learning_rates
+from jaxcnn.train.parallel import DataParallel
+from jaxcnn.train.protocol import set_axis_name
+from jaxcnn.train.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """All that a run needs: config, devices, data, model, optimizer and initial state.
+
+    Attributes:
+        config: as it was given.
+        parallel: the devices.
+        train: the training set, without the validation set.
+        validation: the set to choose an epoch by; None if there is none.
+        test: the test set; None if there is none.
+        loading: whether the images stay on the devices or stream from disk.
+        model: maps images in [0, 1] to logits; its axis name is that of `parallel`.
+        optimizer: created the state.
+        state: to start from, on the devices; training donates it.
+        settings: the config as a dict, for the record: an object that was given replaces the
+            config's word, as in {"model": "object ResNet"}, and `num_classes` 0 is replaced by the
+            number that it stands for.
+        described: what `build_model` makes a model of that was given as an object; None if it
+            cannot, or the config names the model.
+        normalization: the numbers that the model normalizes its images with, if the config asks for
+            it.
+    """
+
+    config: ConfigDict
+    parallel: DataParallel
+    train: Dataset
+    validation: Dataset | None
+    test: Dataset | None
+    loading: Loading
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    state: TrainState
+    settings: dict[str, Any]
+    described: dict[str, Any] | None = None
+    normalization: ChannelStatistics | None = None
+
+    @property
+    def held_out(self) -> tuple[str, Dataset] | None:
+        """The set that each epoch is evaluated on, and its name: 'validation', or else 'test'."""
+        sets = {"validation": self.validation, "test": self.test}
+        return next(((name, data) for name, data in sets.items() if data is not None), None)
+
+    @property
+    def full_batches(self) -> int:
+        """Steps of an epoch that have a full batch."""
+        return self._epoch_sizes[0]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch, with the last batch of another size if there is one."""
+        full, last = self._epoch_sizes
+        return full + bool(last)
+
+    @property
+    def _epoch_sizes(self) -> tuple[int, int]:
+        config = self.config
+        return epoch_sizes(len(self.train.labels), config.batch_size, config.last_batch)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.num_epochs * self.steps_per_epoch
+
+    @property
+    def part_size(self) -> int:
+        """Examples that are computed at a time, on all devices: a full batch, or a part of it."""
+        return self.config.batch_size // self.config.gradient_accumulation_steps
+
+    def count_parts(self, batch_size: int) -> int:
+        """Return the parts of a batch: as few as are no larger than those of a full one.
+
+        Args:
+            batch_size: examples of the batch, on all devices.
+        """
+        is_whole = self.config.gradient_accumulation_steps == 1
+        return 1 if is_whole else -(-batch_size // self.part_size)
+
+    def smallest_part(self, batch_size: int) -> int:
+        """Return the examples of a batch's smallest part, on all devices.
+
+        Args:
+            batch_size: examples of the batch, on all devices.
+        """
+        num_devices = len(self.parallel.devices)
+        return batch_size // num_devices // self.count_parts(batch_size) * num_devices
+
+    @property
+    def num_logits(self) -> int:
+        """Logits of the model, at least as many as there are classes."""
+        return _count_logits(self.model, self.state, self.facts()["image_shape"])
+
+    def check_resumed(self, before: dict[str, Any]) -> None:
+        """Check that the steps of the earlier run would be the same in this one.
+
+        Args:
+            before: the recorded settings, which differ at most in those that may change.
+
+        Raises:
+            ConfigError: if a schedule would have taken other rates.
+        """
+        if self.settings["optimizer"] != self.config.optimizer:
+            return  # an object, which has its own schedule
+        epochs = before["num_epochs"], self.config.num_epochs
+        rates = [self._rates(num_epochs) for num_epochs in epochs]
+        shared = min(map(len, rates))
+        if not np.array_equal(rates[0][:shared], rates[1][:shared]):
+            raise ConfigError(
+                f"config.num_epochs was {epochs[0]} and is {epochs[1]}, which changes the rates "
+                f"of schedule {self.config.schedule!r} in the epochs that are over; give another "
+                f"--workdir, or --config.num_epochs={epochs[0]}"
+            )
+
+    def _rates(self, num_epochs: int) -> np.ndarray:
+        config = self.config.copy_and_resolve_references()
+        config.num_epochs = num_epochs
+        return learning_rates(config, num_epochs * self.steps_per_epoch)
+
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of each split of the data."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: split.digest() for name, split in splits.items() if split is not None}
+
+    def facts(self) -> dict[str, Any]:
+        """Return what else the record of a run says, so that its model can be built again."""
+        shape = [self.config.image_size, self.config.image_size, self.train.images.shape[3]]
+        facts: dict[str, Any] = {
+            "class_names": list(self.train.class_names),
+            "image_shape": shape,
+        }
+        if self.described:
+            facts["module"] = self.described
+        if self.normalization:
+            facts["normalization"] = {k: list(x) for k, x in self.normalization._asdict().items()}
+        return facts
+
+
+def _count_logits(model: nn.Module, state: TrainState, image_shape: Sequence[int]) -> int:
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    apply = partial(set_axis_name(model, None).apply, train=False)
+    return jax.eval_shape(apply, state.current, images).shape[-1]

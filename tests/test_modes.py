@@ -232,11 +232,8 @@ MODES = {
 OWN_LAYOUT = "outside jit, Auto"  # one operation at a time, each as XLA sees fit
 # Modes in which XLA's own operations compute what they compute in another, with the same layout
 # except for `OWN_LAYOUT`, which has none to compare.
-LIKE = dict.fromkeys(
-    ("outside jit", "disable_jit", "remat", "debug_nans", "x64", "checkify")
-    + ("export", "export, symbolic batch", OWN_LAYOUT),
-    "jit",
-) | {
+LIKE_JIT = ("outside jit", "disable_jit", "remat", "debug_nans", "x64", "checkify", "export")
+LIKE = dict.fromkeys([*LIKE_JIT, "export, symbolic batch", OWN_LAYOUT], "jit") | {
     "outside jit, Explicit, set_mesh": "jit, Explicit",
     "jit, Explicit, set_mesh": "jit, Explicit",
     "shard_map, check_vma=False": "shard_map",

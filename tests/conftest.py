@@ -1,5 +1,7 @@
 """Strict JAX, several CPU devices, and the data that tests share."""
 
+import functools
+import gc
 import os
 import subprocess
 import sys
@@ -25,6 +27,7 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
 import jax
 import pytest
 from flax import linen as nn
+from jax._src.interpreters import mlir
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxcnn.config import get_default_config, smoke
@@ -34,6 +37,16 @@ from jaxcnn.ops.cpu import programs
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# JAX makes a context of MLIR for each program, with all of its dialects: of the many small programs
+# here, a quarter of the time. One context does for all of them, except for a program that is made
+# within another, as where a constant is computed: it would be inserted there.
+if jaxlib.__version__.startswith("0.10."):
+    make_ir_context = mlir.make_ir_context
+    shared_ir_context = functools.cache(make_ir_context)
+    mlir.make_ir_context = lambda: (
+        make_ir_context() if mlir.ir.Context.current else shared_ir_context()
+    )
 
 ROOT = Path(__file__).parents[1]
 SHALLOW = {  # fields with which tracing takes less; the layers are the same
@@ -54,6 +67,13 @@ LONGEST = ["test_walkthrough", "test_gradients", "test_processes"]  # files
 def pytest_collection_modifyitems(items):
     """Begin with the longest tests: of several processes, none has to wait for one in the end."""
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+def pytest_collection_finish():
+    """Leave what lives to the end out of garbage collection, and collect less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(scope="session")

@@ -694,32 +694,31 @@ POOLS = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("op", "shape", "window"), POOLS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
-def test_every_transformation_of_pooling(op, shape, window, dtype, monkeypatch):
+def test_every_transformation_of_pooling(op, shape, window, dtype):
     with jax.enable_x64(dtype == "float64"):
         # whole numbers, so that there are ties and every sum is exact
         x, dx = (jnp.round(2 * random(3, *shape, seed=i)).astype(dtype) for i in (1, 2))
 
-        def pool(x):
-            return op(x, *window)
+        def results(implementation):
+            def pool(x):
+                return op(x, *window, implementation=implementation)
 
-        def loss(x):
-            return (pool(x) ** 3).sum()
+            def loss(x):
+                return (pool(x) ** 3).sum()
 
-        def results(x, dx):
-            hvp = jax.jvp(jax.grad(loss), (x[0],), (dx[0],))
-            return (
-                jax.jvp(pool, (x[0],), (dx[0],)),
-                (jax.grad(loss)(x[0]), hvp),
-                (jax.vmap(pool)(x), jax.vmap(jax.grad(loss))(x), jax.pmap(jax.grad(loss))(x)),
-                jax.grad(jax.checkpoint(loss))(x[0]),
-                jax.lax.scan(lambda c, x: (c + jax.grad(loss)(x), None), x[0] * 0, x)[0],
-            )
+            def transformed(x, dx):
+                hvp = jax.jvp(jax.grad(loss), (x[0],), (dx[0],))
+                return (
+                    jax.jvp(pool, (x[0],), (dx[0],)),
+                    (jax.grad(loss)(x[0]), hvp),
+                    (jax.vmap(pool)(x), jax.vmap(jax.grad(loss))(x), jax.pmap(jax.grad(loss))(x)),
+                    jax.grad(jax.checkpoint(loss))(x[0]),
+                    jax.lax.scan(lambda c, x: (c + jax.grad(loss)(x), None), x[0] * 0, x)[0],
+                )
 
-        ours = jax.grad(loss)(x[0]), jax.jit(results)(x, dx)
-        monkeypatch.setenv("JAXCNN_IMPLEMENTATION", "xla")
-        jax.clear_caches()
-        theirs = jax.grad(loss)(x[0]), jax.jit(results)(x, dx)
-        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+            return jax.grad(loss)(x[0]), jax.jit(transformed)(x, dx)
+
+        jax.tree.map(np.testing.assert_array_equal, results("auto"), results("xla"))
 
 
 def test_max_pool_is_xlas_on_accelerators_and_not_on_cpu():

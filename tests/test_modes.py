@@ -229,21 +229,27 @@ MODES = {
 }
 
 
-# Modes in which XLA's own operations compute what they compute under jit, on one device.
-LIKE_JIT = ("outside jit", "disable_jit", "remat", "debug_nans", "x64", "checkify")
-LIKE_JIT += ("export", "export, symbolic batch")
 OWN_LAYOUT = "outside jit, Auto"  # one operation at a time, each as XLA sees fit
+# Modes in which XLA's own operations compute what they compute in another, with the same layout
+# except for `OWN_LAYOUT`, which has none to compare.
+LIKE_JIT = ("outside jit", "disable_jit", "remat", "debug_nans", "x64", "checkify", "export")
+LIKE = dict.fromkeys([*LIKE_JIT, "export, symbolic batch", OWN_LAYOUT], "jit") | {
+    "outside jit, Explicit, set_mesh": "jit, Explicit",
+    "jit, Explicit, set_mesh": "jit, Explicit",
+    "shard_map, check_vma=False": "shard_map",
+    "shard_map, Explicit": "shard_map",
+}
 
 
 @functools.cache
-def results_of_xla():
-    return plain(all_operations("xla"))
+def results_of_xla(mode):
+    return MODES[mode](all_operations("xla"))
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_operation_in(mode, monkeypatch):
     monkeypatch.setattr(limits, "CURRENT", limits.Limits(small_work=0, remat_bytes=2_000))
-    expected = results_of_xla() if mode in LIKE_JIT else MODES[mode](all_operations("xla"))
+    expected = results_of_xla(LIKE.get(mode, mode))
     with contextlib.ExitStack() as stack:
         if mode == "checkify":  # JAX's own code is not strict
             stack.enter_context(jax.numpy_dtype_promotion("standard"))

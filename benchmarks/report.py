@@ -152,7 +152,7 @@ def details() -> str:
 
 
 def trained() -> dict[str, list[dict[str, Any]]]:
-    """Return the runs of each model that has been trained to the end, by its name."""
+    """Return the recorded runs of each model, by its name."""
     models = [
         name for name in load("parity")["results"] if (RESULTS / f"accuracy-{name}.json").exists()
     ]
@@ -160,11 +160,12 @@ def trained() -> dict[str, list[dict[str, Any]]]:
 
 
 def accuracies() -> str:
-    """Return the table of the README: a row per network that was trained to the end."""
+    """Return the table of the README: a row per network of which runs are recorded."""
     parity = load("parity")["results"]
     rows = [
-        "| `NAME` | network | parameters | PyTorch | test accuracy | seeds | minutes | curves |",
-        "|---|---|---|---|---|---|---|---|",
+        "| `NAME` | network | parameters | PyTorch | epochs | test accuracy | seeds | minutes | "
+        "curves |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, runs in trained().items():
         minutes = min(map(fastest_minutes, runs))
@@ -172,7 +173,7 @@ def accuracies() -> str:
         found = ", ".join(f"{run['epochs'][-1]['test_accuracy']:.4f}" for run in runs)
         rows.append(
             f"| `{name}` | {NAMES[name]} | {parity[name]['parameters']:,} | "
-            f"{parity[name]['difference']:.0e} | {found} | "
+            f"{parity[name]['difference']:.0e} | {len(runs[0]['epochs'])} | {found} | "
             f"{seeds} | {minutes:.{0 if minutes > 2 else 1}f} | "
             f"![curves](docs/images/curves-{name}.png) |"
         )
@@ -292,7 +293,7 @@ def draw_curves(path: Path, runs: list[dict[str, Any]]) -> None:
             values = [row[f"{split}_accuracy"] for row in run["epochs"]]
             axes.plot(numbers, values, color=color, linewidth=1)
     axes.tick_params(labelsize=6, length=2)
-    axes.set_xticks([1, len(runs[0]["epochs"])])
+    axes.set_xticks(sorted({1, len(runs[0]["epochs"])}))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
 
@@ -302,6 +303,7 @@ def main() -> None:
     for document in DOCUMENTS:
         document.write_text(render(document))
     draw(PICTURE)
+    IMAGES.mkdir(exist_ok=True)
     for name, runs in trained().items():
         draw_curves(IMAGES / f"curves-{name}.png", runs)
 

@@ -3,7 +3,7 @@
 python train.py --config configs/resnet18.py
 
 Two cores of an AMD EPYC: 0.7 s a step and six minutes an epoch on Zen 5, 1.1 s and nine on Zen 4.
-Test accuracy after one epoch, seed 0: 0.8647. Not yet trained for all ten.
+Test accuracy, seed 0: 0.8695 after one epoch, 0.8915 after two. Not yet trained for all ten.
 """
 
 from ml_collections import ConfigDict

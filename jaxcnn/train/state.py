@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from jaxcnn.data.dataset import is_channels_first
 from jaxcnn.keys import Purpose, derive_key
+from jaxcnn.ops import cpu
 from jaxcnn.ops.sizes import as_integer
 
 
@@ -92,7 +93,9 @@ def create_train_state(
         )
         return state.replace(ema=state.current) if keep_ema else state
 
-    return jax.jit(init)()
+    is_traced = isinstance(jnp.zeros(()), jax.core.Tracer)  # within `jit` or `eval_shape`
+    is_quick = jax.default_backend() == "cpu" and not is_traced
+    return jax.jit(init, compiler_options=cpu.QUICK_TO_COMPILE if is_quick else {})()
 
 
 def is_optimizer(value: Any) -> bool:

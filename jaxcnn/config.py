@@ -38,7 +38,7 @@ def get_default_config() -> ConfigDict:
     config.normalization = "none"  # or "per_channel": by mean and deviation of the training set
     config.max_train_examples = 0  # use only the first so many examples; 0: all
     config.max_test_examples = 0  # use only the first so many examples; 0: all
-    config.validation_examples = 0  # taken from the training set to choose by, by seed; 0: none
+    config.validation_examples = 0  # taken from the training set to choose the best epoch
 
     # How
     config.batch_size = 128  # examples per step, over all devices

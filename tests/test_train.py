@@ -595,3 +595,15 @@ def test_same_seed_same_weights_and_another_seed_others():
     kernels = [np.asarray(state.params["Dense_0"]["kernel"]) for state in states]
     assert (kernels[0] == kernels[1]).all()
     assert (kernels[0] != kernels[2]).any()
+
+
+def test_a_merged_batch_alone_is_shared_by_all_devices():
+    """One batch of 32, although config.batch_size, 30, could not be shared."""
+    config = small_config(
+        num_devices=8, batch_size=30, max_train_examples=32, last_batch="merged", num_epochs=1
+    )
+    setup = prepare(config, model=Tiny())
+    programs = Programs(setup)
+    programs.train(setup.state, 0, 1)
+    setup = prepare(config, model=Tiny())
+    assert list(programs.evaluate(setup.state))[-1].total().count == 200

@@ -200,7 +200,7 @@ def data_note(runs: Sequence[Run]) -> str:
             "The runs were tested on different images, so their figures and curves do not compare."
         )
     if len(digests("validation", "test")) > 1:
-        return "The curves are of different validation images, so they compare roughly."
+        return "The curves are of different validation images, so they compare only roughly."
     return ""
 
 

@@ -122,7 +122,9 @@ class EvaluationInMemory(_InMemory):
 
     def __init__(self, setup: Setup, dataset: Dataset):
         self._examples = setup.parallel.replicate(_examples(dataset))
-        self._batches = setup.parallel.shard(padded_batches(len(dataset.labels), setup.part_size))
+        self._batches = setup.parallel.shard(
+            padded_batches(len(dataset.labels), setup.evaluation_size)
+        )
 
     def calls(self) -> Generator[tuple[Examples, Array]]:
         """Yield the data set and the indices of its batches, for each call the same."""
@@ -205,7 +207,7 @@ class EvaluationStreamed(_Streamed):
     def __init__(self, setup: Setup, dataset: Dataset):
         super().__init__(setup)
         self._dataset = dataset
-        self._batches = padded_batches(len(dataset.labels), setup.part_size)
+        self._batches = padded_batches(len(dataset.labels), setup.evaluation_size)
 
     def calls(self) -> Generator[tuple[tuple[()], Sent]]:
         """Yield the batches."""

@@ -184,7 +184,7 @@ class Evaluator:
         self._setup, self._feed = setup, create_evaluation_feed(setup, dataset)
         steps = steps or setup.config.steps_per_call or _default_steps(setup)
         self._loops, self._max_steps = steps > 1, min(steps, self._feed.max_steps or steps)
-        self._num_batches = -(-len(dataset.labels) // setup.part_size)
+        self._num_batches = -(-len(dataset.labels) // setup.evaluation_size)
         self._counts = _counts(setup, self._max_steps)
         self._start = setup.parallel.replicate((_no_metrics(setup), jnp.zeros((), jnp.int32)))
         with contextlib.closing(self._feed.calls()) as calls:

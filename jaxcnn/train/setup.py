@@ -90,6 +90,12 @@ class Setup:
         """Examples that are computed at a time, on all devices: a full batch, or a part of it."""
         return self.config.batch_size // self.config.gradient_accumulation_steps
 
+    @property
+    def evaluation_size(self) -> int:
+        """Examples that are evaluated at a time: those of a part, as many on each device."""
+        num_devices = len(self.parallel.devices)
+        return -(-self.part_size // num_devices) * num_devices
+
     def count_parts(self, batch_size: int) -> int:
         """Return the parts of a batch: as few as are no larger than those of a full one.
 

@@ -2,20 +2,25 @@
 
 import functools
 import gc
+import hashlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jaxlib
 
 # Before JAX starts: eight devices, and programs that compile quickly, since a test runs each a few
-# times at most and would wait for the compiler. Other processes run as users' do. XLA ends a
-# process with a flag that it does not know, and later versions do not know the last.
+# times at most and would wait for the compiler. XLA ends a process with a flag that it does not
+# know, and other versions may not know the last two.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    + " --xla_cpu_use_fusion_emitters=false" * jaxlib.__version__.startswith("0.10.")
 )
+if jaxlib.__version__.startswith("0.10."):
+    os.environ["XLA_FLAGS"] += (
+        " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    )
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 # Each worker of pytest-xdist on a processor of its own, with the processes that it starts: the
@@ -27,26 +32,46 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
 import jax
 import pytest
 from flax import linen as nn
+from jax._src import compiler
 from jax._src.interpreters import mlir
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxcnn.config import get_default_config, smoke
 from jaxcnn.data.fashion_mnist import DEBIAN_FOLDER, load_fashion_mnist
 from jaxcnn.layers import BatchNorm, Dense, flatten
+from jaxcnn.ops import cpu
 from jaxcnn.ops.cpu import programs
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-# JAX makes a context of MLIR for each program, with all of its dialects: of the many small programs
-# here, a quarter of the time. One context does for all of them, except for a program that is made
-# within another, as where a constant is computed: it would be inserted there.
+jax.config.update("jax_traceback_in_locations_limit", 0)  # programs name no lines: an eighth less
+cpu.QUICK_TO_COMPILE["xla_backend_optimization_level"] = 0  # as all else here
+
 if jaxlib.__version__.startswith("0.10."):
+    # JAX makes a context of MLIR for each program, with all of its dialects: of the many small
+    # programs here, a quarter of the time. One context does for all of them, except for a program
+    # that is made within another, as where a constant is computed: it would be inserted there.
     make_ir_context = mlir.make_ir_context
     shared_ir_context = functools.cache(make_ir_context)
     mlir.make_ir_context = lambda: (
         make_ir_context() if mlir.ir.Context.current else shared_ir_context()
     )
+
+    # Different tests make the same programs, as that of a model's initial weights: XLA compiles
+    # each once in a process.
+    compile_program = compiler.backend_compile_and_load
+    compiled: dict[bytes, Any] = {}
+
+    def compile_once(backend, module, devices, options, host_callbacks):
+        text = module.operation.get_asm(enable_debug_info=False)
+        given = f"{text}{devices}".encode() + options.SerializeAsString()
+        key = hashlib.sha256(given).digest()
+        if host_callbacks or key not in compiled:
+            compiled[key] = compile_program(backend, module, devices, options, host_callbacks)
+        return compiled[key]
+
+    compiler.backend_compile_and_load = compile_once
 
 ROOT = Path(__file__).parents[1]
 SHALLOW = {  # fields with which tracing takes less; the layers are the same

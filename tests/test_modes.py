@@ -1,11 +1,13 @@
-"""Every mode of JAX, by every operation and every model's training step.
+"""Every mode of JAX, by every operation and by training steps.
 
 The engine's results equal those of XLA's own operations in the same mode, with their gradients and
-the layout of both over devices; a training step equals that of one device.
+the layout of both over devices; a training step equals that of one device. A model of all layers
+takes a step in each mode, the others in the two that training has.
 """
 
 import contextlib
 import functools
+import itertools
 from functools import partial
 
 import jax
@@ -18,8 +20,17 @@ from jax.experimental import checkify
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxcnn import ops
-from jaxcnn.layers import BatchNorm, Dense
-from jaxcnn.models import VGG, LeNet, LeNetModern, ResNet, vgg
+from jaxcnn.layers import (
+    BatchNorm,
+    Conv,
+    Dense,
+    Dropout,
+    avg_pool,
+    global_avg_pool,
+    max_pool,
+    relu,
+)
+from jaxcnn.models import VGG, LeNet, LeNetModern, Residual, ResNet, vgg
 from jaxcnn.models.vgg import VGGBlock
 from jaxcnn.ops.cpu import limits
 from jaxcnn.train import create_train_state, train_step
@@ -275,11 +286,32 @@ def test_no_device_collects_the_images_of_others(monkeypatch):
     assert "all-gather" not in lowered.compile().as_text()
 
 
+class EveryLayer(nn.Module):
+    """The layers of all models, each once."""
+
+    axis_name: str | None = None
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        given = {"implementation": self.implementation}
+        x = Conv(4, kernel_size=5, padding=2, activation=nn.sigmoid, **given)(images)
+        x = avg_pool(x, 2, **given)
+        x = VGGBlock(num_convs=1, out_channels=4, **given)(x)
+        residual = Residual(6, use_1x1conv=True, strides=2, axis_name=self.axis_name, **given)
+        x = residual(x, train)
+        x = global_avg_pool(max_pool(x, 3, strides=2, padding=1, **given))
+        x = Dense(8, activation=relu, **given)(x)
+        x = Dropout(0.0, deterministic=not train)(x)
+        return Dense(10, **given)(x)
+
+
 MODELS = {  # and the smallest images
     "LeNet": (LeNet, 12),
     "LeNetModern": (LeNetModern, 12),
     "VGG": (partial(VGG, arch=((1, 4), (2, 8)), dropout_rate=0.0), 16),
     "ResNet": (partial(ResNet, arch=((1, 4),)), 32),
+    "EveryLayer": (EveryLayer, 16),
 }
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 
@@ -404,8 +436,13 @@ STEP_MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", STEP_MODES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        *(("EveryLayer", mode) for mode in STEP_MODES),
+        *itertools.product(list(MODELS)[:-1], ("jit", "pmap")),
+    ],
+)
 def test_train_step_of(name, mode):
     model, _ = MODELS[name]
     given, expected = example(name)

@@ -10,7 +10,6 @@ import tracemalloc
 import types
 
 import jax
-import jaxlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,7 +22,6 @@ from jaxcnn.data.decode import decode
 from jaxcnn.data.stream import BatchStream, choose_loading
 from jaxcnn.errors import ConfigError, DataError, StoppedError
 from jaxcnn.machine import memory_bytes
-from jaxcnn.ops import cpu
 from jaxcnn.pictures import resize_and_crop
 from jaxcnn.train import parallel, train_and_evaluate
 from jaxcnn.train.prepare import prepare
@@ -45,21 +43,8 @@ RECIPE = {
 
 @pytest.fixture(scope="module")
 def as_users():
-    """JAX as users have it: Optax does not hold under the tests' strictness.
-
-    Users have each kernel of a program compiled by itself. The flags of these tests (`conftest`)
-    compile them in groups, and code that is the same may round otherwise in another group: so all
-    are one.
-    """
-    options = cpu.compiler_options()
-    if jaxlib.__version__.startswith("0.10."):
-        options["xla_cpu_parallel_codegen_split_count"] = 1
-    with (
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setattr(cpu, "compiler_options", lambda: options)
+    """JAX as users have it: Optax does not hold under the tests' strictness."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 

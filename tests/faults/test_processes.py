@@ -20,9 +20,12 @@ Trainer = functools.partial(harness.Trainer, xla_flags=QUICK_TO_COMPILE)
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """A run that nothing befell: its digest and its times."""
+    """A run that nothing befell but that it was read all the time: its digest and its times."""
     trainer = Trainer(tmp_path_factory.mktemp("straight"))
-    seconds = measure(trainer)
+    seen = []
+    seconds = measure(trainer, meanwhile=lambda: seen.extend(trainer.read()))
+    assert len(set(seen)) > 2
+    assert seen == sorted(seen)
     return trainer.digest(), seconds
 
 
@@ -35,9 +38,23 @@ def test_killed_at_a_random_moment_it_ends_with_the_same_bits(straight, tmp_path
     assert trainer.digest() == digest
 
 
-def test_a_signal_ends_it_with_a_code_and_a_line(straight, tmp_path):
+def assert_stopped_for_want_of_room(trainer, reason):
+    """It stops with one line and keeps what it has; with room it goes on."""
+    status, printed = trainer.finish()
+    assert status == 2, printed
+    *_, last = printed.strip().splitlines()
+    assert last.startswith("train.py: ")
+    assert reason in last
+    assert "make room" in last
+    assert "Traceback" not in printed
+
+
+def test_stopped_by_a_file_size_limit_and_then_by_a_signal(straight, tmp_path):
+    """Each ends it with a code and a line, and nothing is lost."""
     digest, _ = straight
-    trainer = Trainer(tmp_path / "stopped")
+    limited = Trainer(tmp_path / "run", limit=150_000)  # a checkpoint takes more in one file
+    assert_stopped_for_want_of_room(limited, "File too large")
+    trainer = Trainer(tmp_path / "run")
     process = trainer.start()
     trainer.wait_until(process, " 1/6 ")
     process.send_signal(signal.SIGTERM)
@@ -49,21 +66,6 @@ def test_a_signal_ends_it_with_a_code_and_a_line(straight, tmp_path):
     status, printed = trainer.finish()
     assert status == 0
     assert "resuming" in printed
-    assert trainer.digest() == digest
-
-
-def test_a_run_that_is_read_all_the_time_is_not_disturbed(straight, tmp_path):
-    digest, _ = straight
-    trainer = Trainer(tmp_path / "read")
-    process = trainer.start()
-    trainer.wait_until(process, "compiled in")
-    seen = []
-    while process.poll() is None:
-        seen += trainer.read()
-    process.communicate()
-    assert process.returncode == 0
-    assert len(set(seen)) > 2
-    assert seen == sorted(seen)
     assert trainer.digest() == digest
 
 
@@ -79,26 +81,6 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGTERM
     assert "stopped by" not in printed
-
-
-def assert_stopped_for_want_of_room(trainer, reason):
-    """It stops with one line and keeps what it has; with room it goes on."""
-    status, printed = trainer.finish()
-    assert status == 2, printed
-    *_, last = printed.strip().splitlines()
-    assert last.startswith("train.py: ")
-    assert reason in last
-    assert "make room" in last
-    assert "Traceback" not in printed
-
-
-def test_a_file_size_limit_stops_it_and_nothing_is_lost(straight, tmp_path):
-    digest, _ = straight
-    limited = Trainer(tmp_path / "full", limit=150_000)  # a checkpoint takes more in one file
-    assert_stopped_for_want_of_room(limited, "File too large")
-    trainer = Trainer(tmp_path / "full")
-    assert trainer.finish()[0] == 0
-    assert trainer.digest() == digest
 
 
 @pytest.fixture

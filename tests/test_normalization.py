@@ -32,6 +32,7 @@ from jaxcnn.report.layers import find_convolutions
 from jaxcnn.train.finetune import PartlyFrozen
 from jaxcnn.train.prepare import prepare
 from jaxcnn.train.programs import Programs
+from jaxcnn.train.record.report import describe
 
 pytestmark = CACHED
 RNG = np.random.default_rng(0)
@@ -242,6 +243,19 @@ def test_what_is_recorded_of_a_model():
     frozen = dataclasses.replace(setup, model=PartlyFrozen(setup.model, ("conv1",)))
     for each in (setup, frozen):
         assert build_model(each.facts()["module"]) == model
+
+
+def test_a_run_begins_with_the_numbers():
+    numbers = channel_statistics(TRAIN.images)
+    for word, model, expected in (
+        ("per_channel", Tiny(), f"mean {numbers.mean[0]:.4f}, std {numbers.std[0]:.4f}"),
+        ("none", Normalized(Tiny(), (0.5,), (0.25,)), "mean 0.5000, std 0.2500"),
+        ("none", Tiny(), None),
+    ):
+        setup = prepare(small_config(normalization=word), model=model, train=TRAIN, test=TEST)
+        text = describe(setup, None)
+        assert (f"\nnormalized per channel: {expected}\n" in text) == (expected is not None)
+        assert ("normalized" in text) == (expected is not None)
 
 
 def test_tuning_says_where_the_numbers_differ(trained, capsys):

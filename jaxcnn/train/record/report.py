@@ -8,6 +8,7 @@ import numpy as np
 from jaxcnn.data import Dataset
 from jaxcnn.data.dataset import is_constant, row_slices
 from jaxcnn.data.pipeline import batch_sizes
+from jaxcnn.models.normalized import describe_normalization
 from jaxcnn.ops import cpu
 from jaxcnn.train.record.logs import Row, best_row, evaluated_split
 from jaxcnn.train.record.progress import Progress
@@ -20,6 +21,8 @@ MIN_BATCH = 8
 
 def describe(setup: Setup, folder: Path | None) -> str:
     """Return what is trained, on what and where, in four lines, and one more for each note.
+
+    Where the images are normalized, another line has the numbers.
 
     Args:
         setup: of the run.
@@ -39,10 +42,16 @@ def describe(setup: Setup, folder: Path | None) -> str:
         f"{setup.settings['model']}: {parameters:,} parameters, images of {config.image_size} x "
         f"{config.image_size} pixels\n"
         f"{setup.settings['dataset']}: {numbers} test images, {setup.loading.words}\n"
+        f"{_normalization(setup)}"
         f"{len(devices)} x {devices[0].device_kind}; batches of {config.batch_size}{parts}, "
         f"{config.num_epochs} epoch(s), seed {config.seed}\n"
         f"{results}" + "".join(f"\nnote: {note}" for note in _notes(setup))
     )
+
+
+def _normalization(setup: Setup) -> str:
+    numbers = describe_normalization(setup.model)
+    return "" if numbers == "none" else f"normalized per channel: {numbers}\n"
 
 
 def _notes(setup: Setup) -> list[str]:

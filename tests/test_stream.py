@@ -6,6 +6,7 @@ import io
 import json
 import signal
 import sys
+import threading
 import tracemalloc
 import types
 
@@ -95,7 +96,13 @@ def test_streamed_is_the_same_as_in_memory(tmp_path, in_memory, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{"steps_per_call": 3}, {"num_devices": 2, "batch_size": 20}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps_per_call": 3, "gradient_accumulation_steps": 2},
+        {"num_devices": 2, "batch_size": 20},
+    ],
+)
 def test_it_is_the_same_in_a_loop_and_on_several_devices(tmp_path, changes):
     changes = changes | {"augmentation": "flip", "mixing": "none"}  # which compiles in less time
     runs = [train(tmp_path / word, data_loading=word, **changes) for word in ("memory", "stream")]
@@ -134,6 +141,7 @@ def test_stopped_within_an_epoch_it_goes_on_bit_for_bit(
     monkeypatch.setattr(Programs, "train", stop_in_the_second_epoch)
     with pytest.raises(StoppedError, match="saved after step 9"):
         train(tmp_path, data_loading="stream")
+    assert not [each for each in threading.enumerate() if each.name.startswith("grain")]
     assert_same(train(tmp_path, data_loading=afterwards), in_memory)
     assert calls == list(range(12))
 

@@ -46,6 +46,9 @@ class TrainingFeed(Feed, Protocol):
     def arguments(self, step: int) -> tuple[Any, Any]:
         """Return the arguments for a call that begins after so many steps of the run."""
 
+    def close(self) -> None:
+        """Read no more."""
+
 
 class EvaluationFeed(Feed, Protocol):
     """Gives the batches of a set that is evaluated."""
@@ -102,6 +105,9 @@ class TrainingInMemory(_InMemory):
         if epoch != self._epoch:
             self._epoch, self._batches = epoch, self._shard(epoch)
         return self._examples, self._batches[position >= self._setup.full_batches]
+
+    def close(self) -> None:
+        """Nothing is being read."""
 
     def _shard(self, epoch: int) -> dict[bool, Array]:
         """Return an epoch's indices on the devices; the key: whether it is the last batch."""
@@ -189,6 +195,10 @@ class TrainingStreamed(_Streamed):
     def arguments(self, step: int) -> tuple[tuple[()], Sent]:
         """Return the batch of the next step."""
         return (), self._stream.take(step)
+
+    def close(self) -> None:
+        """End the threads that read ahead."""
+        self._stream.close()
 
     def _read(self, step: int) -> Sent:
         epoch, position = divmod(step, self._setup.steps_per_epoch)

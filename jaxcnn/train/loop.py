@@ -1,5 +1,6 @@
 """The training loop: prepare, resume, compile; then, by epoch, train, evaluate, save; report."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -150,9 +151,10 @@ def _train(
     with display.compiling():
         programs = Programs(setup)
     display.print(f"compiled in {programs.compile_seconds:.1f} s")
-    trainer = Trainer(setup, programs, run, display, stop, progress, loggers)
-    while not _is_over(trainer.progress.epoch, setup.config, run.rows()):
-        trainer.train_epoch()
+    with contextlib.closing(programs):
+        trainer = Trainer(setup, programs, run, display, stop, progress, loggers)
+        while not _is_over(trainer.progress.epoch, setup.config, run.rows()):
+            trainer.train_epoch()
     if trainer.progress.epoch < setup.config.num_epochs:
         display.print(f"no better for {setup.config.patience} epochs, so it ends here (patience)")
     return trainer.state

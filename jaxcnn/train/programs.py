@@ -106,6 +106,10 @@ class Programs:
         if self._evaluator is not None:
             yield from self._evaluator.totals(state, count)
 
+    def close(self) -> None:
+        """Read no more batches; to be called when training ends."""
+        self._feed.close()
+
     def _compile_train(self, step: int) -> Callable:
         """Compile training on batches of the size of this step's."""
         args = (self._setup.state, self._counts[1], *self._feed.arguments(step))

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxcnn.errors import StoppedError
 from jaxcnn.files import local_path
+from jaxcnn.train.compiler import Compiler
 from jaxcnn.train.loggers import Logger, Loggers
 from jaxcnn.train.metrics import Metrics
 from jaxcnn.train.pace import Pace
@@ -31,6 +33,8 @@ from jaxcnn.train.record.unsaved import Unsaved
 from jaxcnn.train.record.workdir import Workdir
 from jaxcnn.train.setup import Setup
 from jaxcnn.train.state import TrainState
+
+_SIGNAL_SECONDS = 0.2  # in which a signal is noticed while a program is being compiled
 
 
 def train_and_evaluate(
@@ -182,8 +186,9 @@ def _test(
     best = run.best_state(state, warn=display.print)
     display.evaluating()
     start = time.perf_counter()
-    evaluator = Evaluator(dataclasses.replace(setup, state=best), setup.test)
-    sums = _last_of(evaluator.totals(best), stop_if_asked)
+    with contextlib.closing(Compiler(setup.parallel)) as compiler:
+        evaluator = Evaluator(dataclasses.replace(setup, state=best), setup.test, compiler)
+        sums = _last_of(evaluator.totals(best), stop_if_asked)
     row = test_row(int(best.step), run.rows(), sums, time.perf_counter() - start)
     run.record_test(row)
     return row
@@ -258,8 +263,10 @@ class Trainer:
     def train_epoch(self) -> None:
         """Train to the end of the epoch, evaluate, log and save; or stop where a signal asks."""
         self._take_steps()
-        held_out, start = None, time.perf_counter()
+        held_out = None
         if self._held_out:
+            self._wait_for(self._programs.to_evaluate())
+            start = time.perf_counter()
             self._display.evaluating()
             sums = self._evaluate()
             held_out = self._held_out, sums, time.perf_counter() - start
@@ -271,6 +278,7 @@ class Trainer:
         self._epoch_start = time.perf_counter() - self.progress.seconds
         end = self._step - self.progress.position + self._steps_per_epoch
         for step, count in self._pace.calls(self._step, end):
+            self._wait_for(self._programs.to_train(step))
             self.state, metrics = self._programs.train(self.state, step, count)
             self._unrecorded.append(metrics)
             self._record(leave=1 if self._pace.overlaps(count) else 0)
@@ -280,6 +288,19 @@ class Trainer:
                 self._stop_if_asked()
                 self._save()
         self._record()
+
+    def _wait_for(self, program: futures.Future) -> None:
+        """Wait until a program is compiled, or a signal comes; the time is none of the epoch's."""
+        if program.done():
+            return
+        self._record()
+        start = time.perf_counter()
+        with self._display.compiling():
+            while not futures.wait([program], timeout=_SIGNAL_SECONDS).done:
+                self._stop_if_asked()
+        seconds = time.perf_counter() - start
+        self._epoch_start += seconds
+        self._compile_seconds += seconds
 
     def _record(self, leave: int = 0) -> None:
         """Record the metrics of calls, the oldest first; waits for the device.

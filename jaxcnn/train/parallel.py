@@ -1,6 +1,7 @@
 """The one file that places arrays on devices and compiles programs for several of them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -29,8 +30,8 @@ class DataParallel:
     >>> parallel = DataParallel(num_devices=1)
     >>> data = parallel.replicate(np.arange(8.0))
     >>> batches = parallel.shard(np.array([[0, 1, 2], [5, 6, 7]]))
-    >>> program = parallel.compile(lambda data, batches: data[batches].sum(axis=1), data, batches)
-    >>> program(data, batches)
+    >>> compile_sum = parallel.lower(lambda data, batches: data[batches].sum(axis=1), data, batches)
+    >>> compile_sum()(data, batches)
     Array([ 3., 18.], dtype=float32)
     """
 
@@ -78,8 +79,10 @@ class DataParallel:
 
         return jax.device_put(jax.tree.map(split, batches), self._sharded)
 
-    def compile(self, program: Callable, *args: Any, donate: tuple[int, ...] = ()) -> Callable:
-        """Compile a program for arguments of these shapes: the last sharded, the rest replicated.
+    def lower(
+        self, program: Callable, *args: Any, donate: tuple[int, ...] = ()
+    ) -> Callable[[], Callable]:
+        """Trace a program for arguments of these shapes: the last sharded, the rest replicated.
 
         Args:
             program: its results must be the same on every device (reduced over `axis_name`).
@@ -87,11 +90,12 @@ class DataParallel:
             donate: positions of the arguments whose memory the results may reuse.
 
         Returns:
-            The compiled program. It takes arguments of the same shapes and dtypes.
+            What compiles it, in any thread, and returns the program. That takes arguments of the
+            same shapes and dtypes.
         """
         options = cpu.compiler_options() if self.platform == "cpu" else {}
         if self.axis_name is None:
-            return jax.jit(program, donate_argnums=donate).lower(*args).compile(options)
+            return partial(jax.jit(program, donate_argnums=donate).lower(*args).compile, options)
         mapped = jax.pmap(
             program,
             axis_name=self.axis_name,
@@ -100,7 +104,7 @@ class DataParallel:
             devices=self.devices,
             donate_argnums=donate,
         )
-        return mapped.lower(*args).compile(options)
+        return partial(mapped.lower(*args).compile, options)
 
     def compile_and_run(self, program: Callable[[], T]) -> T:
         """Compile a program without arguments, run it once and return its result."""

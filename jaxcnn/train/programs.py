@@ -10,6 +10,7 @@ batch streams from disk (see `jaxcnn.train.feed`).
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from jaxcnn.data.augment import parse_augmentation, parse_mixing
 from jaxcnn.data.stream import Batch
 from jaxcnn.keys import Purpose, derive_key
 from jaxcnn.ops import cpu
+from jaxcnn.train.compiler import Compiler
 from jaxcnn.train.feed import create_evaluation_feed, create_training_feed
 from jaxcnn.train.loss import create_loss
 from jaxcnn.train.metrics import Metrics
@@ -35,10 +37,13 @@ _MAX_STEPS = 50  # per call: more would save nothing, and their metrics arrive t
 
 
 class Programs:
-    """Train, and evaluate on the set that is held out; compiled when created.
+    """Train, and evaluate on the set that is held out.
+
+    When created, all are traced and the first is compiled. The others are compiled meanwhile, in
+    the order in which an epoch needs them; a call waits for its program.
 
     Attributes:
-        compile_seconds: what compiling took.
+        compile_seconds: what creating them took.
         max_steps: most steps that one call can take.
 
     With `steps_per_call` above 1 the steps are compiled as a loop, which gives the same bits
@@ -59,6 +64,7 @@ class Programs:
         self._augmentations = [function for _, function in parse_augmentation(config.augmentation)]
         self._mixing = parse_mixing(config.mixing)
         start = time.perf_counter()
+        self._compiler = Compiler(setup.parallel)
         self._train_programs = {
             is_last: self._compile_train(first)
             for is_last, first, end in (
@@ -69,8 +75,18 @@ class Programs:
         }
         self._evaluator = None
         if setup.held_out is not None:
-            self._evaluator = Evaluator(setup, setup.held_out[1], steps)
+            self._evaluator = Evaluator(setup, setup.held_out[1], self._compiler, steps)
+        next(iter(self._train_programs.values())).result()
         self.compile_seconds = time.perf_counter() - start
+
+    def to_train(self, step: int) -> Future[Callable]:
+        """Return the program of the step after so many of the run, which may not be there yet."""
+        return self._train_programs[self._is_last(step)]
+
+    def to_evaluate(self) -> Future[Callable]:
+        """Return the program that evaluates, likewise; only with a set that is held out."""
+        assert self._evaluator is not None
+        return self._evaluator.program
 
     def train(self, state: TrainState, step: int, count: int) -> tuple[TrainState, Metrics]:
         """Take the next steps of an epoch; return before the device has finished them.
@@ -88,12 +104,11 @@ class Programs:
             ValueError: if the count is out of range.
         """
         position = step % self._setup.steps_per_epoch
-        is_last = position >= self._setup.full_batches
-        left = 1 if is_last else self._setup.full_batches - position
+        left = 1 if self._is_last(step) else self._setup.full_batches - position
         most = min(left, self.max_steps)
         if not 1 <= count <= most:
             raise ValueError(f"after step {step}, count must be 1 to {most}, got {count}")
-        program = self._train_programs[is_last]
+        program = self.to_train(step).result()
         return program(state, self._counts[count], *self._feed.arguments(step))
 
     def evaluate(self, state: TrainState, count: int | None = None) -> Iterator[Metrics]:
@@ -107,13 +122,18 @@ class Programs:
             yield from self._evaluator.totals(state, count)
 
     def close(self) -> None:
-        """Read no more batches; to be called when training ends."""
+        """Compile no more, and read no more batches; to be called when training ends."""
+        self._compiler.close()
         self._feed.close()
 
-    def _compile_train(self, step: int) -> Callable:
+    def _is_last(self, step: int) -> bool:
+        """Return whether the step after so many takes a last batch of another size."""
+        return step % self._setup.steps_per_epoch >= self._setup.full_batches
+
+    def _compile_train(self, step: int) -> Future[Callable]:
         """Compile training on batches of the size of this step's."""
         args = (self._setup.state, self._counts[1], *self._feed.arguments(step))
-        return self._setup.parallel.compile(self._train_program, *args, donate=(0,))
+        return self._compiler.submit(self._train_program, *args, donate=(0,))
 
     def _train_program(
         self, state: TrainState, count: jax.Array, data: Any, batches: Any
@@ -176,15 +196,21 @@ class Programs:
 
 
 class Evaluator:
-    """Evaluates states on a data set; compiled when created.
+    """Evaluates states on a data set.
+
+    Attributes:
+        program: what it runs, which may not be compiled yet.
 
     Args:
         setup: of the run; of its state only the shapes matter.
         dataset: to evaluate on.
+        compiler: of the program.
         steps: batches of a call, if its images are in memory; None for what suits the model.
     """
 
-    def __init__(self, setup: Setup, dataset: Dataset, steps: int | None = None):
+    def __init__(
+        self, setup: Setup, dataset: Dataset, compiler: Compiler, steps: int | None = None
+    ):
         self._setup, self._feed = setup, create_evaluation_feed(setup, dataset)
         steps = steps or setup.config.steps_per_call or _default_steps(setup)
         self._loops, self._max_steps = steps > 1, min(steps, self._feed.max_steps or steps)
@@ -193,7 +219,7 @@ class Evaluator:
         self._start = setup.parallel.replicate((_no_metrics(setup), jnp.zeros((), jnp.int32)))
         with contextlib.closing(self._feed.calls()) as calls:
             args = (setup.state, *self._start, self._counts[1], *next(calls))
-        self._program = setup.parallel.compile(self._evaluate, *args)
+        self.program = compiler.submit(self._evaluate, *args)
 
     def totals(self, state: TrainState, count: int | None = None) -> Iterator[Metrics]:
         """Yield running totals, without waiting for the device.
@@ -206,11 +232,12 @@ class Evaluator:
         """
         total, position = self._start
         most = min(count or self._max_steps, self._max_steps)
+        program = self.program.result()
         with contextlib.closing(self._feed.calls()) as calls:
             # The calls come last: none is asked for in vain.
             for done, args in zip(range(0, self._num_batches, most), calls, strict=False):
                 steps = self._counts[min(most, self._num_batches - done)]
-                total, position = self._program(state, total, position, steps, *args)
+                total, position = program(state, total, position, steps, *args)
                 yield total
 
     def _evaluate(

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import signal
+import threading
+import time
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from conftest import CACHED, Tiny, small_config
 from harness import TIMINGS
 from jaxcnn.errors import ConfigError, StoppedError
 from jaxcnn.train import pace, train_and_evaluate
+from jaxcnn.train.parallel import DataParallel
 from jaxcnn.train.programs import Programs
 from jaxcnn.train.record.checkpoint import CheckpointWriter
 from jaxcnn.train.record.signals import StopSignal
@@ -108,6 +111,85 @@ def test_stopped_again_and_again(straight, tmp_path, monkeypatch):
     state = train(tmp_path)
     assert_same(outcome(state, tmp_path), straight)
     assert len(json.loads((tmp_path / "run.json").read_text())["starts"]) == 3
+
+
+def delay_compiling(monkeypatch, before):
+    """Call a function before each program but the first is compiled."""
+    lower, lowered = DataParallel.lower, []
+
+    def delayed(self, *args, **kwargs):
+        compile_now = lower(self, *args, **kwargs)
+        lowered.append(compile_now)
+
+        def compile_later():
+            before()
+            return compile_now()
+
+        return compile_now if len(lowered) == 1 else compile_later
+
+    monkeypatch.setattr(DataParallel, "lower", delayed)
+
+
+@pytest.fixture
+def seventh_step(monkeypatch):
+    """Tells when the seventh step is taken: for the next, another program must be there."""
+    event, train_steps = threading.Event(), Programs.train
+
+    def remember(self, state, step, count):
+        if step == 6:
+            event.set()
+        return train_steps(self, state, step, count)
+
+    monkeypatch.setattr(Programs, "train", remember)
+    return event
+
+
+def test_it_trains_while_other_programs_are_compiled(straight, tmp_path, monkeypatch, seventh_step):
+    """And the time for which it waits in the end is that of compiling, not of training."""
+    early = []
+
+    def wait():
+        early.append(seventh_step.wait(60))
+        time.sleep(0.5)
+
+    delay_compiling(monkeypatch, wait)
+    state = train(tmp_path)
+    assert early == [True, True]
+    assert_same(outcome(state, tmp_path), straight)
+    row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert row["compile_seconds"] >= 1
+    assert row["train_seconds"] < 0.5
+    assert row["test_seconds"] < 0.5
+
+
+def test_a_signal_is_not_kept_waiting_for_a_program(straight, tmp_path, monkeypatch, seventh_step):
+    """It saves while the program is still being compiled."""
+    folder, found = tmp_path / "checkpoints", []
+
+    def wait():
+        assert seventh_step.wait(60)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        end = time.monotonic() + 30
+        while not (folder / "7").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        found.append((folder / "7").exists())
+
+    delay_compiling(monkeypatch, wait)
+    with pytest.raises(StoppedError, match="saved after step 7"):
+        train(tmp_path)
+    monkeypatch.undo()
+    assert found == [True]  # and the third program was given up
+    assert_same(outcome(train(tmp_path), tmp_path), straight)
+
+
+def test_a_program_that_cannot_be_compiled_ends_the_run(tmp_path, monkeypatch):
+    def fail():
+        raise RuntimeError("out of memory")
+
+    delay_compiling(monkeypatch, fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(tmp_path)
 
 
 def remember_saves(monkeypatch):

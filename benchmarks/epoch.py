@@ -53,6 +53,7 @@ def jaxcnn_epoch() -> Callable[[], None]:
     config.batch_size = BATCH
     setup, progress = prepare(config), Progress()
     programs = Programs(setup)
+    programs.to_evaluate().result()  # the last that is compiled
     run = Workdir(tempfile.mkdtemp(), setup.settings, digests={}, environment={})
     run.resume(setup.state, warn=print)
     screen = Console(file=io.StringIO(), force_terminal=True)  # drawn, but not shown

@@ -47,6 +47,7 @@ def main() -> None:
     config.model = options.model
     setup, step = prepare(config), 0
     programs = Programs(setup)
+    programs.to_evaluate().result()  # the last that is compiled
     pace = Pace(setup.full_batches, setup.steps_per_epoch, programs.max_steps)
     run = Workdir(tempfile.mkdtemp(), setup.settings, digests={}, environment={})
     state, _ = run.resume(setup.state, warn=print)

@@ -39,6 +39,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jaxcnn.config import get_default_config, smoke
 from jaxcnn.data.fashion_mnist import DEBIAN_FOLDER, load_fashion_mnist
 from jaxcnn.layers import BatchNorm, Dense, flatten
+from jaxcnn.models import vgg
 from jaxcnn.ops import cpu
 from jaxcnn.ops.cpu import programs
 
@@ -195,6 +196,12 @@ def small_config(**changes):
 def tiny_config():
     """`small_config`, to be changed by a test."""
     return small_config()
+
+
+@pytest.fixture
+def narrow_vgg(monkeypatch):
+    """VGG with hidden layers of 64 units where it has 4,096."""
+    monkeypatch.setattr(vgg, "Dense", lambda features, **kw: Dense(min(features, 64), **kw))
 
 
 @pytest.fixture

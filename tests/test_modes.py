@@ -30,7 +30,7 @@ from jaxcnn.layers import (
     max_pool,
     relu,
 )
-from jaxcnn.models import VGG, LeNet, LeNetModern, Residual, ResNet, vgg
+from jaxcnn.models import VGG, LeNet, LeNetModern, Residual, ResNet
 from jaxcnn.models.vgg import VGGBlock
 from jaxcnn.ops.cpu import limits
 from jaxcnn.train import create_train_state, train_step
@@ -316,14 +316,6 @@ MODELS = {  # and the smallest images
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def narrow_vgg():
-    """VGG with layers of 64 units where it has 4,096."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vgg, "Dense", lambda features, **kw: Dense(min(features, 64), **kw))
-        yield
-
-
 @functools.cache
 def example(name):
     """A model's state and batch, and what a step on one device with XLA's operations makes."""
@@ -436,6 +428,7 @@ STEP_MODES = {
 }
 
 
+@pytest.mark.usefixtures("narrow_vgg")
 @pytest.mark.parametrize(
     ("name", "mode"),
     [

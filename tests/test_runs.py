@@ -295,6 +295,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_others(tiny_config, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("narrow_vgg")
 @pytest.mark.parametrize("model", [VGG(arch=((1, 4), (1, 4))), ResNet(arch=((1, 4), (1, 4)))])
 def test_every_kind_of_model_trains(tiny_config, tmp_path, model):
     tiny_config.update(num_epochs=1, max_train_examples=48, max_test_examples=10)

@@ -150,16 +150,16 @@ def test_it_trains_while_other_programs_are_compiled(straight, tmp_path, monkeyp
 
     def wait():
         early.append(seventh_step.wait(60))
-        time.sleep(0.5)
+        time.sleep(1)
 
     delay_compiling(monkeypatch, wait)
     state = train(tmp_path)
     assert early == [True, True]
     assert_same(outcome(state, tmp_path), straight)
     row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
-    assert row["compile_seconds"] >= 1
-    assert row["train_seconds"] < 0.5
-    assert row["test_seconds"] < 0.5
+    assert row["compile_seconds"] >= 2
+    assert row["train_seconds"] < 1
+    assert row["test_seconds"] < 1
 
 
 def test_a_signal_is_not_kept_waiting_for_a_program(straight, tmp_path, monkeypatch, seventh_step):

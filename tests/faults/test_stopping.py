@@ -167,6 +167,8 @@ def test_a_signal_is_not_kept_waiting_for_a_program(straight, tmp_path, monkeypa
     folder, found = tmp_path / "checkpoints", []
 
     def wait():
+        if found:  # one signal: a second would end this process
+            return
         assert seventh_step.wait(60)
         time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)

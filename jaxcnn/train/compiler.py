@@ -40,5 +40,8 @@ class Compiler:
         return self._executor.submit(self._parallel.lower(program, *args, donate=donate))
 
     def close(self) -> None:
-        """Compile nothing more; wait for the program in progress, without which no process ends."""
+        """Compile nothing more.
+
+        It waits for the program in progress: a process that ended meanwhile would be aborted.
+        """
         self._executor.shutdown(cancel_futures=True)

@@ -290,7 +290,10 @@ class Trainer:
         self._record()
 
     def _wait_for(self, program: futures.Future) -> None:
-        """Wait until a program is compiled, or a signal comes; the time is none of the epoch's."""
+        """Wait until a program is compiled; the epoch's time leaves this out.
+
+        A signal that comes meanwhile stops the run.
+        """
         if program.done():
             return
         self._record()

@@ -90,8 +90,8 @@ class DataParallel:
             donate: positions of the arguments whose memory the results may reuse.
 
         Returns:
-            What compiles it, in any thread, and returns the program. That takes arguments of the
-            same shapes and dtypes.
+            A function that compiles the program, in any thread, and returns it. The program takes
+            arguments of the same shapes and dtypes.
         """
         options = cpu.compiler_options() if self.platform == "cpu" else {}
         if self.axis_name is None:

@@ -80,11 +80,11 @@ class Programs:
         self.compile_seconds = time.perf_counter() - start
 
     def to_train(self, step: int) -> Future[Callable]:
-        """Return the program of the step after so many of the run, which may not be there yet."""
+        """Return the program that continues after `step` steps; it may still be compiling."""
         return self._train_programs[self._is_last(step)]
 
     def to_evaluate(self) -> Future[Callable]:
-        """Return the program that evaluates, likewise; only with a set that is held out."""
+        """Return the program that evaluates, likewise; there must be a set that is held out."""
         assert self._evaluator is not None
         return self._evaluator.program
 

@@ -46,7 +46,7 @@ from jaxcnn.ops.cpu import programs
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-jax.config.update("jax_traceback_in_locations_limit", 0)  # no source lines in programs: an eighth less
+jax.config.update("jax_traceback_in_locations_limit", 0)  # no source lines: an eighth less
 cpu.QUICK_TO_COMPILE["xla_backend_optimization_level"] = 0  # as all else here
 
 if jaxlib.__version__.startswith("0.10."):

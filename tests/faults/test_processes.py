@@ -20,7 +20,7 @@ Trainer = functools.partial(harness.Trainer, xla_flags=QUICK_TO_COMPILE)
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """A run that is read all the time, and nothing worse happens to it: its digest and its times."""
+    """A run that is read all the time, which is all that happens to it: its digest and times."""
     trainer = Trainer(tmp_path_factory.mktemp("straight"))
     seen = []
     seconds = measure(trainer, meanwhile=lambda: seen.extend(trainer.read()))

@@ -526,12 +526,11 @@ plain.print(summary_table(layer_summary(vgg11, (1, 224, 224, 1)), depth=1))
 #
 # d2l trains a VGG with a quarter of the channels, on pictures of 224 x 224 pixels. On two
 # CPU cores that takes a quarter of an hour per epoch, so here it gets 32 x 32: the same blocks, to
-# one pixel before the hidden layers. Gradient descent alone stands still for long (eight epochs of
-# this sample at a rate of 0.1 with momentum: not printed here), much as LeNet did, and Adam does
-# not: any optimizer of Optax will do.
+# one pixel before the hidden layers, which are narrower, too. Gradient descent alone stands still
+# for long, much as LeNet did, and Adam does not: any optimizer of Optax will do.
 
 # %%
-vgg = jaxcnn.VGG(arch=((1, 16), (1, 32), (2, 64), (2, 128), (2, 128)))
+vgg = jaxcnn.VGG(arch=((1, 16), (1, 32), (2, 64), (2, 128), (2, 128)), hidden_features=512)
 print_shapes(vgg, (1, 32, 32, 1))
 
 # %% tags=["trained"]

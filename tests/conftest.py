@@ -39,7 +39,6 @@ from jax.experimental.compilation_cache import compilation_cache
 from jaxcnn.config import get_default_config, smoke
 from jaxcnn.data.fashion_mnist import DEBIAN_FOLDER, load_fashion_mnist
 from jaxcnn.layers import BatchNorm, Dense, flatten
-from jaxcnn.models import vgg
 from jaxcnn.ops import cpu
 from jaxcnn.ops.cpu import programs
 
@@ -160,6 +159,9 @@ CACHED = [
 ]
 
 
+UNEVEN = {"max_train_examples": 240}  # for `small_config`
+
+
 class Tiny(nn.Module):
     """A model of few numbers that compiles in a moment, with BatchNorm and dropout."""
 
@@ -185,9 +187,12 @@ class Brightness(nn.Module):
 
 
 def small_config(**changes):
-    """Two epochs of eight steps on the sample, the last of them smaller, on one device."""
+    """Two epochs of eight steps on the sample, on one device.
+
+    Their batches are alike, for which one program is enough; `UNEVEN` has a smaller one at the end.
+    """
     config = smoke(get_default_config(), image_size=28)
-    config.num_devices, config.momentum = 1, 0.9
+    config.max_train_examples, config.num_devices, config.momentum = 256, 1, 0.9
     config.update(changes)
     return config
 
@@ -196,12 +201,6 @@ def small_config(**changes):
 def tiny_config():
     """`small_config`, to be changed by a test."""
     return small_config()
-
-
-@pytest.fixture
-def narrow_vgg(monkeypatch):
-    """VGG with hidden layers of 64 units where it has 4,096."""
-    monkeypatch.setattr(vgg, "Dense", lambda features, **kw: Dense(min(features, 64), **kw))
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ from jaxcnn.interop import (
 )
 
 NAMES = ("shirt", 'the "coat"', "Stövel")
-SMALL_VGG = VGG(arch=((1, 8), (2, 16)))
+SMALL_VGG = VGG(arch=((1, 8), (2, 16)), hidden_features=32)
 CASES = {  # model, shape of the images
     "lenet": (LeNet(), (30, 22, 3)),
     "lenet_modern": (LeNetModern(num_classes=7), (28, 28, 1)),
@@ -419,7 +419,7 @@ def test_pytorch_gives_the_same_logits(name, tmp_path):
     model, variables, shape, images, logits = case(name)
     make = {
         "lenet_modern": lambda: torch_nets.lenet_modern(),
-        "vgg": lambda: torch_nets.vgg(SMALL_VGG.arch, shape[:2]),
+        "vgg": lambda: torch_nets.vgg(SMALL_VGG.arch, shape[:2], hidden=32),
         "resnet18": lambda: torch_nets.resnet(ResNet18().arch),
     }[name]
     with torch.device("meta"):
@@ -451,7 +451,8 @@ def test_torchvision_gives_the_same_logits(name, torchvision, tmp_path):
             features = torchvision.models.vgg.make_layers([8, "M", 16, 16, "M"])
             features[0] = torch.nn.Conv2d(1, 8, 3, padding=1)
             net = torchvision.models.VGG(features, num_classes=10, init_weights=False)
-            net.classifier[0] = torch.nn.Linear(16 * 7 * 7, 4096)
+            for place, sizes in {0: (16 * 7 * 7, 32), 3: (32, 32), 6: (32, 10)}.items():
+                net.classifier[place] = torch.nn.Linear(*sizes)
     logits = logits_of(model, variables, images)
     for suffix in (".pt", ".safetensors"):
         path = export(tmp_path / f"net{suffix}", model, variables, shape, names="torchvision")

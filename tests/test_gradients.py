@@ -12,8 +12,7 @@ import optax
 import pytest
 
 from jaxcnn.data import load_fashion_mnist_sample, preprocess
-from jaxcnn.layers import Dense
-from jaxcnn.models import create_model, vgg
+from jaxcnn.models import create_model
 from jaxcnn.ops import conv
 from jaxcnn.ops.cpu import limits, probe
 from jaxcnn.ops.cpu.limits import Limits
@@ -21,11 +20,11 @@ from jaxcnn.train import create_train_state
 
 # Image size, batch and fields of the module. The convolutions are the same on smaller images than
 # d2l's 96 and 224 pixels, and in a ResNet18 without three blocks that repeat the one before;
-# dropout would draw another mask in float64. VGG's hidden layers have 512 units here.
+# dropout would draw another mask in float64. VGG's hidden layers are narrower.
 NETS = {
     "lenet": (28, 64, {}),
     "lenet_modern": (28, 64, {}),
-    "vgg": (48, 4, {"dropout_rate": 0.0}),
+    "vgg": (48, 4, {"hidden_features": 512, "dropout_rate": 0.0}),
     "resnet18": (48, 4, {"arch": ((2, 64), (1, 128), (1, 256), (1, 512))}),
 }
 TABLE: list[str] = []
@@ -94,7 +93,6 @@ def test_gradients_at_every_parameter(name, monkeypatch, pytestconfig):
     Float32 alone would not do: where a ReLU or a maximum is near a tie, its derivative jumps, and
     rounding decides to which side, on each processor anew. LeNet's sigmoids have no ties.
     """
-    monkeypatch.setattr(vgg, "Dense", lambda features, **kw: Dense(min(features, 512), **kw))
     monkeypatch.setenv("JAXCNN_IMPLEMENTATION", "xla")
     exact = gradients(name, "float64")
     if pytestconfig.getoption("capture") == "no":  # for the table alone

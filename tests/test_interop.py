@@ -50,7 +50,7 @@ from jaxcnn.models import (
 )
 from jaxcnn.train import create_train_state, train_step
 
-SMALL_VGG = ((1, 8), (2, 16))  # for what needs no PyTorch
+SMALL_VGG = VGG(((1, 8), (2, 16)), hidden_features=32)
 SMALL_RESNET = ((2, 8), (2, 16))
 SMALL_NIN = ((8, 5, 2, 0), (12, 3, 1, 1))
 SMALL_GOOGLENET = (
@@ -84,9 +84,9 @@ def assert_same(ours, theirs):
         (LeNetModern(num_classes=7), (36, 36, 1), ["net.9.weight"]),
         (LeNetModern(), (21, 46, 3), ["net.7.weight"]),
         (LeNet(num_classes=0), (12, 28, 1), ["net.9.bias"]),
-        (VGG(SMALL_VGG), (20, 20, 1), ["net.0.0.weight", "net.1.2.bias", "net.3.weight"]),
-        (VGG(SMALL_VGG, num_classes=3), (9, 22, 2), ["net.3.weight", "net.9.bias"]),
-        (VGG(((1, 2),) * 7), (128, 256, 1), ["net.6.0.weight", "net.8.weight"]),
+        (SMALL_VGG, (20, 20, 1), ["net.0.0.weight", "net.1.2.bias", "net.3.weight"]),
+        (SMALL_VGG.clone(num_classes=3), (9, 22, 2), ["net.3.weight", "net.9.bias"]),
+        (VGG(((1, 2),) * 7, hidden_features=9), (128, 256, 1), ["net.6.0.weight", "net.8.weight"]),
         (ResNet(SMALL_RESNET), (32, 32, 1), ["net.0.0.weight", "net.0.1.running_var"]),
         (ResNet(SMALL_RESNET), (32, 32, 1), ["net.b2.1.bn2.num_batches_tracked"]),
         (ResNet(SMALL_RESNET), (32, 20, 1), ["net.b3.0.conv3.weight", "net.last.2.bias"]),
@@ -116,7 +116,7 @@ def test_round_trip(model, shape, names, tmp_path):
     [
         (LeNet(), (28, 28, 1), (5, 5, 16), "net.7.weight"),
         (LeNet(), (21, 46, 1), (3, 9, 16), "net.7.weight"),
-        (VGG(SMALL_VGG), (9, 22, 1), (2, 5, 16), "net.3.weight"),
+        (SMALL_VGG, (9, 22, 1), (2, 5, 16), "net.3.weight"),
         (AlexNet(), (67, 99, 1), (1, 2, 256), "net.14.weight"),
     ],
 )
@@ -414,7 +414,7 @@ def test_weights_are_copied():
     ("model", "size", "last"),
     [
         (LeNet, 28, "dense3"),
-        (functools.partial(VGG, ((1, 4),)), 4, "dense3"),
+        (functools.partial(VGG, ((1, 4),), hidden_features=8), 4, "dense3"),
         (functools.partial(ResNet, ((1, 4),)), 32, "last"),
     ],
 )
@@ -536,7 +536,7 @@ def as_trained(variables):
         (ResNet34(arch=SHALLOW), ["layer2.0.downsample.1.weight", "layer1.0.bn2.running_var"]),
         (ResNet50(arch=SHALLOW_BOTTLENECKS), ["layer1.0.downsample.0.weight", "fc.bias"]),
         (ResNeXt50(arch=SHALLOW_BOTTLENECKS, num_classes=7), ["layer4.0.bn3.num_batches_tracked"]),
-        (VGG(SMALL_VGG), ["features.3.weight", "classifier.6.bias"]),
+        (SMALL_VGG, ["features.3.weight", "classifier.6.bias"]),
     ],
     ids=["resnet34", "resnet50", "resnext50", "vgg"],
 )
@@ -811,7 +811,7 @@ def test_same_logits_as_pytorch_in_float32(name, size):
     [
         ("lenet", {"size": (21, 46)}, LeNet(), (21, 46)),
         ("lenet", {"size": (40, 12)}, LeNet(), (40, 12)),
-        ("vgg", {"arch": SMALL_VGG, "size": (9, 22)}, VGG(SMALL_VGG), (9, 22)),
+        ("vgg", {"arch": SMALL_VGG.arch, "hidden": 32, "size": (9, 22)}, SMALL_VGG, (9, 22)),
         ("resnet", {"arch": SMALL_RESNET}, ResNet(SMALL_RESNET), (33, 20)),
         ("nin", {"arch": SMALL_NIN}, NiN(SMALL_NIN), (33, 20)),
         ("googlenet", {"arch": SMALL_GOOGLENET}, GoogLeNet(SMALL_GOOGLENET), (33, 20)),

@@ -163,7 +163,7 @@ def test_map_images_by_xla_takes_the_whole_batch(monkeypatch):
     assert "scan" not in str(jax.make_jaxpr(call)(jnp.ones((4, 2, 2, 1))))
 
 
-SMALL_VGG = VGG(arch=((1, 4), (1, 6)), dropout_rate=0.0)
+SMALL_VGG = VGG(arch=((1, 4), (1, 6)), hidden_features=32, dropout_rate=0.0)
 MAP_BYTES = 4 * 12 * 9 * 4  # of its first block, from 12 x 9 pixels
 
 

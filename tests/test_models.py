@@ -384,9 +384,8 @@ def test_vgg_block_halves_the_image():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("narrow_vgg")
 def test_vgg_drops_out_in_training_only():
-    model = VGG(arch=((1, 4), (1, 8)))
+    model = VGG(arch=((1, 4), (1, 8)), hidden_features=64)
     images = jnp.ones((1, 8, 8, 1))
     variables = jax.jit(model.init)(jax.random.key(0), images)
 

@@ -309,7 +309,7 @@ class EveryLayer(nn.Module):
 MODELS = {  # and the smallest images
     "LeNet": (LeNet, 12),
     "LeNetModern": (LeNetModern, 12),
-    "VGG": (partial(VGG, arch=((1, 4), (2, 8)), dropout_rate=0.0), 16),
+    "VGG": (partial(VGG, arch=((1, 4), (2, 8)), hidden_features=64, dropout_rate=0.0), 16),
     "ResNet": (partial(ResNet, arch=((1, 4),)), 32),
     "EveryLayer": (EveryLayer, 16),
 }
@@ -428,7 +428,6 @@ STEP_MODES = {
 }
 
 
-@pytest.mark.usefixtures("narrow_vgg")
 @pytest.mark.parametrize(
     ("name", "mode"),
     [

@@ -36,7 +36,7 @@ from jaxcnn.train.record.report import describe
 
 pytestmark = CACHED
 RNG = np.random.default_rng(0)
-TRAIN, TEST = (load_fashion_mnist_sample(split).first(240) for split in ("train", "test"))
+TRAIN, TEST = (load_fashion_mnist_sample(split).first(256) for split in ("train", "test"))
 
 
 def images_of(*shape):

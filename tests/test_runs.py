@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from conftest import CACHED, Tiny, small_config
+from conftest import CACHED, UNEVEN, Tiny, small_config
 from jaxcnn.config import get_default_config, smoke, to_settings
 from jaxcnn.data.pipeline import batch_sizes
 from jaxcnn.errors import ConfigError, TrainingError
@@ -47,11 +47,16 @@ def train_tiny(config, folder):
     return train_and_evaluate(config, folder, model=Tiny())
 
 
+@pytest.fixture
+def tiny_config():
+    return small_config(**UNEVEN)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, compile_cache):
     """The workdir and the state of a run of `tiny_config`."""
     folder = tmp_path_factory.mktemp("trained")
-    return folder, train_tiny(small_config(), folder)
+    return folder, train_tiny(small_config(**UNEVEN), folder)
 
 
 @pytest.fixture
@@ -295,8 +300,10 @@ def test_the_same_seed_gives_the_same_bits_and_another_others(tiny_config, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("narrow_vgg")
-@pytest.mark.parametrize("model", [VGG(arch=((1, 4), (1, 4))), ResNet(arch=((1, 4), (1, 4)))])
+@pytest.mark.parametrize(
+    "model",
+    [VGG(arch=((1, 4), (1, 4)), hidden_features=16), ResNet(arch=((1, 4), (1, 4)))],
+)
 def test_every_kind_of_model_trains(tiny_config, tmp_path, model):
     tiny_config.update(num_epochs=1, max_train_examples=48, max_test_examples=10)
     tiny_config.num_devices = 2

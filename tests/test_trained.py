@@ -29,7 +29,7 @@ from jaxcnn.train.record import workdir as workdir_module
 from jaxcnn.train.record.checkpoint import Checkpoints
 
 pytestmark = CACHED
-TRAIN, TEST = (load_fashion_mnist_sample(split).first(240) for split in ("train", "test"))
+TRAIN, TEST = (load_fashion_mnist_sample(split).first(256) for split in ("train", "test"))
 
 
 def fit(model, train=TRAIN, test=TEST, **settings):
@@ -57,7 +57,7 @@ def trained(folder):
 
 def test_fit_is_train_and_evaluate(trained, tmp_path, capsys):
     """The same bits; and without a folder, and when resumed in one."""
-    config = small_config(max_train_examples=240, max_test_examples=240, momentum=0.0)
+    config = small_config(max_train_examples=256, max_test_examples=256, momentum=0.0)
     objects = {"model": Tiny(), "train": TRAIN, "test": TEST}
     state = train_and_evaluate(config, tmp_path / "run", **objects)
     assert_same_bits(trained.variables, state.variables)
@@ -172,7 +172,11 @@ def test_a_checkpoint_that_the_run_replaces_while_it_is_loaded(folder, monkeypat
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
-    [jaxcnn.LeNetModern(), jaxcnn.LeNet(num_classes=12), jaxcnn.ResNet(arch=((1, 4), (1, 8)))],
+    [
+        jaxcnn.LeNetModern(),
+        jaxcnn.LeNet(num_classes=12),
+        jaxcnn.VGG(arch=((1, 4), (1, 8)), hidden_features=12),
+    ],
     ids=["modern", "more logits", "arch"],
 )
 def test_jaxcnns_own_models_are_built_again(model, tmp_path):
@@ -208,7 +212,7 @@ def test_every_form_of_images_gives_the_same(trained, tmp_path):
         np.testing.assert_allclose(one.probabilities, expected.probabilities[:1], rtol=1e-5)
     many = trained.predict(TEST.images, batch_size=7)
     np.testing.assert_allclose(many.probabilities[:3], expected.probabilities, rtol=1e-5)
-    assert len(many) == 240
+    assert len(many) == 256
     assert len(repr(many).splitlines()) == 11
     (first, p), *_ = many.top(2)[0]
     assert (first, p) == (many.names[0], many.probabilities[0].max())

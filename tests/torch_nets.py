@@ -59,7 +59,7 @@ def alexnet(size, dropout=0.5):
     return net.apply(init_cnn)
 
 
-def vgg(arch, size, dropout=0.5):
+def vgg(arch, size, dropout=0.5, hidden=4096):
     """Return VGG for a height and width, or one number for both, with d2l's initial weights."""
     blocks, channels = [], 1
     for num_convs, out_channels in arch:
@@ -73,9 +73,9 @@ def vgg(arch, size, dropout=0.5):
     net = Classifier(
         *blocks,
         nn.Flatten(),
-        *(nn.Linear(channels * height * width, 4096), nn.ReLU(), nn.Dropout(dropout)),
-        *(nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(dropout)),
-        nn.Linear(4096, 10),
+        *(nn.Linear(channels * height * width, hidden), nn.ReLU(), nn.Dropout(dropout)),
+        *(nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(dropout)),
+        nn.Linear(hidden, 10),
     )
     return net.apply(init_cnn)
 

@@ -9,8 +9,8 @@ convolution:
 | `ResNet50`, other `arch` too  | `resnet50`, or `ResNet(Bottleneck, layers)`                    |
 | `ResNeXt50`, other `arch` too | `resnext50_32x4d`, or with other layers                        |
 | `ResNet18`, d2l's             | `resnet18`, or `ResNet(BasicBlock, layers)`                    |
-| `VGG`                         | `vgg11`, or `VGG(features)`; of other than 512 channels, with  |
-|                               | another `classifier[0]`                                        |
+| `VGG`                         | `vgg11`, or `VGG(features)`; of other than 512 channels or     |
+|                               | 4,096 hidden units, with another `classifier`                  |
 
 d2l's residual blocks differ from torchvision's: their convolutions have biases, and their shortcuts
 no BatchNorm. In evaluation each can do what the other does: the BatchNorm behind a convolution
@@ -67,7 +67,7 @@ def to_torchvision(
         ValueError: if torchvision has no such network, or the variables are not the model's.
 
     >>> import jax
-    >>> model = VGG(arch=((1, 4), (1, 8)))
+    >>> model = VGG(arch=((1, 4), (1, 8)), hidden_features=16)
     >>> variables = model.init(jax.random.key(0), np.zeros((1, 28, 28, 1), np.float32))
     >>> list(to_torchvision(variables, model, (28, 28)))[:2]
     ['features.0.bias', 'features.0.weight']
@@ -107,13 +107,13 @@ def from_torchvision(state_dict: Any, model: nn.Module) -> dict[str, Any]:
             unexpected, of another shape, or not of finite floating-point numbers.
 
     >>> import jax
-    >>> model = VGG(arch=((1, 4), (1, 8)))
+    >>> model = VGG(arch=((1, 4), (1, 8)), hidden_features=16)
     >>> images = jax.ShapeDtypeStruct((1, 28, 28, 1), "float32")
     >>> shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     >>> variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     >>> back = from_torchvision(to_torchvision(variables, model, (28, 28)), model)
     >>> list(back["params"]), back["params"]["dense1"]["kernel"].shape
-    (['block1', 'block2', 'dense1', 'dense2', 'dense3'], (392, 4096))
+    (['block1', 'block2', 'dense1', 'dense2', 'dense3'], (392, 16))
     """
     model = without_normalization(model)
     if not _is_torchvisions(model):

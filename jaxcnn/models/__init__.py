@@ -67,7 +67,14 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "densenet": DenseNet,
 }
 _OWN = dict(MODELS)
-_FIELDS = ("num_classes", "arch", "dropout_rate", "num_channels", "growth_rate")  # in JSON
+_FIELDS = (  # in JSON
+    "num_classes",
+    "arch",
+    "hidden_features",
+    "dropout_rate",
+    "num_channels",
+    "growth_rate",
+)
 
 
 def is_own_model(name: str) -> bool:

@@ -66,14 +66,15 @@ class VGGBlock(nn.Module):
 
 
 class VGG(nn.Module):
-    """Blocks, then two hidden layers of 4096 units with dropout; images to logits.
+    """Blocks, then two hidden layers with dropout; images to logits.
 
     Maps [N, H, W, C] to [N, num_classes]. Each block halves H and W (rounding down), so
     five blocks need at least 32 x 32 pixels.
 
     Attributes:
         arch: (convolutions, channels) of each block.
-        num_classes: number of logits; 0 for the 4096 features before them.
+        num_classes: number of logits; 0 for the features before them.
+        hidden_features: units of each of the two hidden layers.
         dropout_rate: share of hidden units dropped in training.
         dtype: of the computation; parameters are float32, logits at least that.
         axis_name: unused (there is no BatchNorm); every model has it.
@@ -84,14 +85,15 @@ class VGG(nn.Module):
 
     Source: d2l 8.2.2.
 
-    >>> model = VGG(arch=((1, 4), (1, 8)))
+    >>> model = VGG(arch=((1, 4), (1, 8)), hidden_features=16)
     >>> variables = jax.eval_shape(model.init, jax.random.key(0), jax.numpy.zeros((1, 8, 8, 1)))
-    >>> list(variables["params"])
-    ['block1', 'block2', 'dense1', 'dense2', 'dense3']
+    >>> [variables["params"][f"dense{i}"]["kernel"].shape for i in (1, 2, 3)]
+    [(32, 16), (16, 16), (16, 10)]
     """
 
     arch: Sequence[tuple[int, int]]
     num_classes: int = 10
+    hidden_features: int = 4096
     dropout_rate: float = 0.5
     dtype: Any = None
     axis_name: str | None = None
@@ -110,9 +112,9 @@ class VGG(nn.Module):
         layers: list[Callable] = [
             *blocks,
             flatten,
-            dense(4096, activation=relu, name="dense1"),
+            dense(self.hidden_features, activation=relu, name="dense1"),
             dropout(),
-            dense(4096, activation=relu, name="dense2"),
+            dense(self.hidden_features, activation=relu, name="dense2"),
             dropout(),
         ]
         if self.num_classes:

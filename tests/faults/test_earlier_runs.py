@@ -7,7 +7,7 @@ from pathlib import Path
 import optax
 import pytest
 
-from conftest import CACHED, small_config
+from conftest import CACHED, UNEVEN, small_config
 from jaxcnn.config import to_settings
 from jaxcnn.errors import ConfigError
 from jaxcnn.train import train_and_evaluate
@@ -17,7 +17,7 @@ pytestmark = CACHED
 
 def config_of(**changes):
     """The config of that run, with one epoch more: LeNet on 12 x 12 pixels."""
-    return small_config(image_size=12, **changes)
+    return small_config(**UNEVEN, image_size=12, **changes)
 
 
 @pytest.fixture

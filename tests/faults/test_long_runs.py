@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from conftest import Tiny, small_config
+from conftest import UNEVEN, Tiny, small_config
 from jaxcnn.train import train_and_evaluate
 from jaxcnn.train.programs import Programs
 from jaxcnn.train.record.display import Display
@@ -15,7 +15,7 @@ from jaxcnn.train.record.display import Display
 
 @pytest.mark.slow
 def test_nothing_is_compiled_after_the_first_epoch(tmp_path, monkeypatch, caplog):
-    config = small_config(num_epochs=3, checkpoint_every_steps=2, steps_per_call=2)
+    config = small_config(**UNEVEN, num_epochs=3, checkpoint_every_steps=2, steps_per_call=2)
     calls, train = [], Programs.train
 
     def compilations():

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from conftest import CACHED, Tiny, small_config
+from conftest import CACHED, UNEVEN, Tiny, small_config
 from harness import TIMINGS
 from jaxcnn.errors import ConfigError, StoppedError
 from jaxcnn.train import pace, train_and_evaluate
@@ -25,7 +25,7 @@ pytestmark = CACHED
 
 def train(workdir, **changes):
     """Train a small model for two epochs of eight steps, the last of each with a smaller batch."""
-    config = small_config(**{"steps_per_call": 1} | changes)
+    config = small_config(**UNEVEN | {"steps_per_call": 1} | changes)
     return train_and_evaluate(config, workdir, model=Tiny())
 
 

@@ -535,7 +535,7 @@ print_shapes(vgg, (1, 32, 32, 1))
 
 # %% tags=["trained"]
 vgg_trained = jaxcnn.fit(
-    vgg, train, test, epochs=3, batch_size=50, image_size=32, optimizer=optax.adam(1e-3)
+    vgg, train, test, epochs=5, batch_size=50, image_size=32, optimizer=optax.adam(1e-3)
 )
 
 # %% tags=["varies"]

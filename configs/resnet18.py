@@ -3,8 +3,7 @@
 python train.py --config configs/resnet18.py
 
 Two cores of an AMD EPYC: 0.7 s a step and six minutes an epoch on Zen 5, 1.1 s and nine on Zen 4.
-Test accuracy, seed 0: 0.8695 after one epoch, 0.8915 after two, 0.9108 after six. Not yet trained
-for all ten.
+Test accuracy, seed 0: 0.8695 after one epoch, 0.9108 after six, 0.9065 after all ten.
 """
 
 from ml_collections import ConfigDict

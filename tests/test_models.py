@@ -217,9 +217,19 @@ def test_a_model_is_described_in_json(name):
         assert build_model(json.loads(json.dumps(describe_model(model)))) == model
 
 
-def test_fields_of_a_dense_net_are_described():
-    model = create_model("densenet", growth_rate=12, num_channels=24, arch=(2, 3))
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("densenet", {"growth_rate": 12, "num_channels": 24, "arch": (2, 3)}),
+        ("vgg", {"hidden_features": 12, "dropout_rate": 0.1, "arch": ((1, 4), (1, 8))}),
+    ],
+)
+def test_fields_of_the_architecture_are_described(name, fields):
+    model = create_model(name, **fields)
     assert build_model(describe_model(model)) == model
+
+
+def test_a_model_of_other_blocks_is_not_described():
     assert describe_model(ResNet(arch=((1, 32),), block=ResNeXtBlock)) is None
 
 

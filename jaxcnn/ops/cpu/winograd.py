@@ -304,10 +304,10 @@ def _transform(matrix: np.ndarray, x: jax.Array, axis: int, cut: Cut) -> jax.Arr
 def _both(
     cuts: tuple[Cut, Cut], matrix: Callable[[int], np.ndarray], dtype: jnp.dtype
 ) -> jax.Array:
-    """Return what takes pixels to points, given for one dimension by m, for rows and columns.
+    """Return what takes the pixels of a tile, row by row, to its points, column by column.
 
-    The pixels are in the order of the rows, the points in that of the columns, which `_tiles`
-    transforms last.
+    The points are in that order since `_tiles` transforms the columns last. In one dimension, the
+    matrix is given by m.
     """
     of_rows, of_columns = (matrix(cut.m) for cut in cuts)
     both = np.einsum("pa,qb->qpab", of_rows, of_columns)

@@ -61,7 +61,7 @@ def main() -> None:
     config.num_devices = 1
     setup = prepare(config)
     state, programs, steps = setup.state, Programs(setup), setup.steps_per_epoch
-    programs.to_evaluate().result()  # the last that is compiled
+    programs.compile_all().result()
     pace = Pace(setup.full_batches, steps, programs.max_steps)
     savers = Savers()
     savers.time(state)  # the first one imports and makes folders

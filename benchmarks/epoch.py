@@ -17,7 +17,6 @@ line. Without PyTorch, jaxcnn alone is measured.
 """
 
 import argparse
-import dataclasses
 import io
 import sys
 import tempfile
@@ -53,9 +52,9 @@ def jaxcnn_epoch() -> Callable[[], None]:
     config.batch_size = BATCH
     setup, progress = prepare(config), Progress()
     programs = Programs(setup)
-    programs.to_evaluate().result()  # the last that is compiled
+    programs.compile_all().result()
     run = Workdir(tempfile.mkdtemp(), setup.settings, digests={}, environment={})
-    run.resume(setup.state, warn=print)
+    run.resume(setup.shapes, warn=print)
     screen = Console(file=io.StringIO(), force_terminal=True)  # drawn, but not shown
     quiet = Loggers((), print)
 
@@ -64,7 +63,7 @@ def jaxcnn_epoch() -> Callable[[], None]:
         with Display(10**6, 10**6, screen) as display:  # takes over the standard output meanwhile
             trainer = loop.Trainer(setup, programs, run, display, StopSignal(), progress, quiet)
             trainer.train_epoch()
-        setup, progress = dataclasses.replace(setup, state=trainer.state), trainer.progress
+        setup, progress = setup.starting_from(trainer.state), trainer.progress
 
     return epoch
 

@@ -8,7 +8,6 @@ logs, checkpoint. Prints a table and one JSON line.
 """
 
 import argparse
-import dataclasses
 import io
 import json
 import resource
@@ -47,10 +46,11 @@ def main() -> None:
     config.model = options.model
     setup, step = prepare(config), 0
     programs = Programs(setup)
-    programs.to_evaluate().result()  # the last that is compiled
+    programs.compile_all().result()
     pace = Pace(setup.full_batches, setup.steps_per_epoch, programs.max_steps)
     run = Workdir(tempfile.mkdtemp(), setup.settings, digests={}, environment={})
-    state, _ = run.resume(setup.state, warn=print)
+    run.resume(setup.shapes, warn=print)
+    state = setup.state
     shares, peaks, lines = [], [], []
     screen = Console(file=io.StringIO(), force_terminal=True)  # drawn, but not shown
     quiet = Loggers((), print)
@@ -62,7 +62,7 @@ def main() -> None:
             jax.block_until_ready((state, list(programs.evaluate(state))))
             alone = time.perf_counter() - start
             start = time.perf_counter()
-            setup, progress = dataclasses.replace(setup, state=state), Progress(epoch=2 * epoch + 1)
+            setup, progress = setup.starting_from(state), Progress(epoch=2 * epoch + 1)
             trainer = loop.Trainer(setup, programs, run, display, StopSignal(), progress, quiet)
             trainer.train_epoch()
             whole = time.perf_counter() - start

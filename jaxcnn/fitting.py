@@ -198,8 +198,9 @@ def _size(shape: Sequence[int]) -> int:
 
 def _prepare_transfer(setup: Setup, init_from: Trained | None, frozen: tuple[str, ...]) -> Setup:
     """Return the setup with the arrays to start from, and with the frozen parts frozen."""
-    state, settings = setup.state, dict(setup.settings)
+    settings = dict(setup.settings)
     if init_from is not None:
+        state = setup.state
         variables, new = transfer(init_from.variables, state.current)
         print(f"starting from {init_from.title}; new: {', '.join(new) or 'nothing'}")
         was, now = (describe_normalization(model) for model in (init_from.model, setup.model))
@@ -209,15 +210,15 @@ def _prepare_transfer(setup: Setup, init_from: Trained | None, frozen: tuple[str
         if state.ema:
             state = state.replace(ema=setup.parallel.replicate(variables))
         settings["init_from"] = digest(init_from.variables)
+        setup = dataclasses.replace(setup.starting_from(state), settings=settings)
     if not frozen:
-        return dataclasses.replace(setup, state=state, settings=settings)
-    check_frozen(frozen, state.current)
+        return setup
+    check_frozen(frozen, setup.shapes.current)
     optimizer = freeze_updates(setup.optimizer, frozen)
-    opt_state = setup.parallel.replicate(jax.jit(optimizer.init)(state.params))
+    opt_state = setup.parallel.replicate(jax.jit(optimizer.init)(setup.state.params))
     return dataclasses.replace(
-        setup,
+        setup.starting_from(setup.state.replace(opt_state=opt_state)),
         model=PartlyFrozen(setup.model, frozen, axis_name=setup.parallel.axis_name),
         optimizer=optimizer,
-        state=state.replace(opt_state=opt_state),
         settings=settings | {"freeze": list(frozen)},
     )

@@ -20,6 +20,7 @@ from jaxcnn.data.pipeline import batch_sizes
 from jaxcnn.errors import ConfigError, TrainingError
 from jaxcnn.models import VGG, ResNet
 from jaxcnn.train import Metrics, TrainState, loop, train_and_evaluate
+from jaxcnn.train.parallel import DataParallel
 from jaxcnn.train.prepare import prepare
 from jaxcnn.train.programs import Programs
 from jaxcnn.train.record.checkpoint import CheckpointWriter
@@ -131,6 +132,11 @@ def test_a_finished_run_is_left_as_it_is(tiny_config, trained, finished, capsys)
     assert "done" in out
 
 
+def test_a_run_that_resumes_draws_no_new_weights(tiny_config, finished, monkeypatch):
+    monkeypatch.setattr(DataParallel, "compile_and_run", lambda *_: pytest.fail("weights drawn"))
+    train_tiny(tiny_config, finished)
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_over_another_number_of_devices(tiny_config, tmp_path):
     for devices, epochs in ((1, 1), (2, 2), (1, 3)):
@@ -209,8 +215,8 @@ def test_batches_too_small_for_batch_norm_are_noted(prepared, examples, changes,
         assert found[0].startswith(words)
     if words and words.startswith("the last"):
         assert "--config.last_batch=merged joins it to the batch before it" in found[0]
-    without = prepared.state.replace(batch_stats={})
-    assert notes(dataclasses.replace(prepared, state=without), train, **changes) == []
+    without = prepared.shapes.replace(batch_stats={})
+    assert notes(dataclasses.replace(prepared, shapes=without), train, **changes) == []
 
 
 @pytest.mark.parametrize(
@@ -232,8 +238,8 @@ def test_parts_that_batch_norm_takes_its_statistics_of_are_noted(prepared, examp
     if more:
         assert others[0].startswith(more)
         assert ("config.last_batch=merged" in others[0]) == (examples == 71)
-    without = prepared.state.replace(batch_stats={})
-    assert notes(dataclasses.replace(prepared, state=without), train, **changes) == []
+    without = prepared.shapes.replace(batch_stats={})
+    assert notes(dataclasses.replace(prepared, shapes=without), train, **changes) == []
 
 
 def test_no_run_of_d2l_and_no_smoke_run_has_batches_too_small():

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxcnn.data import Dataset, epoch_batches
 from jaxcnn.data.stream import Batch, BatchStream, read_batch
+from jaxcnn.ops import cpu
 from jaxcnn.train.setup import Setup
 
 Array = jax.Array | np.ndarray  # of the device, or on the way to it
@@ -237,7 +238,8 @@ class _Order:
 
     def __init__(self, setup: Setup):
         config, count = setup.config, len(setup.train.labels)
-        permute = jax.jit(epoch_batches, static_argnums=(2, 3, 4))
+        options = cpu.QUICK_TO_COMPILE if setup.parallel.platform == "cpu" else {}
+        permute = jax.jit(epoch_batches, static_argnums=(2, 3, 4), compiler_options=options)
 
         @lru_cache(maxsize=2)  # threads that read ahead are in the next epoch already
         def indices(epoch: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,6 @@
 """The training loop: prepare, resume, compile; then, by epoch, train, evaluate, save; report."""
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
@@ -108,19 +107,19 @@ def run(
         create_display(setup.num_steps, config.num_epochs) as display,
     ):
         display.print(report.describe(setup, workdir))
-        setup, progress = _resume(setup, record, display)
-        state = setup.state
+        setup, step, progress = _resume(setup, record, display)
         is_over = _is_over(progress.epoch, config, record.rows())
         if not is_over or (_must_test(setup, record) and record.rows()):
             with Loggers(loggers, display.print) as each, StopSignal() as stop:
-                each.start(setup.settings, int(state.step))
+                each.start(setup.settings, step)
                 if not is_over:
                     state = _train(setup, progress, record, display, stop, each)
+                    setup = setup.starting_from(state)
                 if _must_test(setup, record):
-                    each.write(_test(setup, state, record, display, stop))
+                    each.write(_test(setup, record, display, stop))
         record.finish()
         display.print(report.summarize(record.rows(), record.tested(), workdir))
-        return state, record.rows()
+        return setup.state, record.rows()
 
 
 def _open_record(setup: Setup, workdir: Path | None) -> Workdir | Unsaved:
@@ -132,15 +131,16 @@ def _open_record(setup: Setup, workdir: Path | None) -> Workdir | Unsaved:
     return Workdir(workdir, setup.settings, setup.digests(), environment, facts, check)
 
 
-def _resume(setup: Setup, run: Workdir | Unsaved, display: Display) -> tuple[Setup, Progress]:
-    """Return the setup with the state to continue from, and the progress at that state."""
-    state, progress = run.resume(setup.state, warn=display.print)
+def _resume(setup: Setup, run: Workdir | Unsaved, display: Display) -> tuple[Setup, int, Progress]:
+    """Return the setup with the state to continue from, its step, and the progress there."""
+    state, progress = run.resume(setup.shapes, warn=display.print)
     for change in run.changes:
         display.print(f"note: {change}")
-    if int(state.step):
-        is_over = _is_over(progress.epoch, setup.config, run.rows())
-        display.print(report.resume_message(progress, int(state.step), is_over))
-    return dataclasses.replace(setup, state=state), progress
+    if state is None:
+        return setup, 0, progress
+    step, is_over = int(state.step), _is_over(progress.epoch, setup.config, run.rows())
+    display.print(report.resume_message(progress, step, is_over))
+    return setup.starting_from(state), step, progress
 
 
 def _train(
@@ -152,10 +152,12 @@ def _train(
     loggers: Loggers,
 ) -> TrainState:
     """Compile, and train to the last epoch."""
-    with display.compiling():
-        programs = Programs(setup)
-    display.print(f"compiled in {programs.compile_seconds:.1f} s")
-    with contextlib.closing(programs):
+    with contextlib.ExitStack() as stack:
+        with display.compiling():
+            programs = stack.enter_context(contextlib.closing(Programs(setup)))
+            state = setup.state  # a new one is drawn while the first program is being compiled
+            programs.wait(int(state.step))
+        display.print(f"compiled in {programs.compile_seconds:.1f} s")
         trainer = Trainer(setup, programs, run, display, stop, progress, loggers)
         while not _is_over(trainer.progress.epoch, setup.config, run.rows()):
             trainer.train_epoch()
@@ -169,9 +171,7 @@ def _must_test(setup: Setup, run: Workdir | Unsaved) -> bool:
     return setup.validation is not None and setup.test is not None and run.tested() is None
 
 
-def _test(
-    setup: Setup, state: TrainState, run: Workdir | Unsaved, display: Display, stop: StopSignal
-) -> Row:
+def _test(setup: Setup, run: Workdir | Unsaved, display: Display, stop: StopSignal) -> Row:
     """Evaluate the best epoch on the test set, and record the results."""
     assert setup.test is not None
 
@@ -179,15 +179,15 @@ def _test(
         if stop.received is not None:
             raise StoppedError(
                 f"stopped by {stop.received.name} before the test set was evaluated "
-                f"{run.what_is_left(int(state.step))}",
+                f"{run.what_is_left(int(setup.state.step))}",
                 stop.received,
             )
 
-    best = run.best_state(state, warn=display.print)
+    best = run.best_state(setup.state, warn=display.print)
     display.evaluating()
     start = time.perf_counter()
     with contextlib.closing(Compiler(setup.parallel)) as compiler:
-        evaluator = Evaluator(dataclasses.replace(setup, state=best), setup.test, compiler)
+        evaluator = Evaluator(setup.starting_from(best), setup.test, compiler)
         sums = _last_of(evaluator.totals(best), stop_if_asked)
     row = test_row(int(best.step), run.rows(), sums, time.perf_counter() - start)
     run.record_test(row)

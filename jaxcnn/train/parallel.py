@@ -106,7 +106,14 @@ class DataParallel:
         )
         return partial(mapped.lower(*args).compile, options)
 
-    def compile_and_run(self, program: Callable[[], T]) -> T:
-        """Compile a program without arguments, run it once and return its result."""
+    def shapes(self, traced: jax.stages.Traced) -> Any:
+        """Return the shapes, dtypes and devices of what `compile_and_run` and `replicate` give."""
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._replicated),
+            traced.out_info,
+        )
+
+    def compile_and_run(self, traced: jax.stages.Traced) -> Any:
+        """Compile a program without arguments, `jax.jit(program).trace()`, and run it once."""
         options = cpu.QUICK_TO_COMPILE if self.platform == "cpu" else {}
-        return jax.jit(program, compiler_options=options)()
+        return traced.lower().compile(options)()

@@ -43,7 +43,7 @@ def prepare(
     test: Any = None,
     has_test: bool = True,
 ) -> Setup:
-    """Check a config and build what it asks for; no training program is compiled yet.
+    """Check a config and build what it asks for; no program is compiled yet.
 
     An object, if given, replaces what the config names: `model` the one of `config.model`,
     `num_classes` and `implementation`; `optimizer` the one of `config.optimizer`, `schedule` and
@@ -102,13 +102,14 @@ def prepare(
         full, last = epoch_sizes(len(sets.train.labels), config.batch_size, config.last_batch)
         optimizer = create_optimizer(config, config.num_epochs * (full + bool(last)))
     check_optimizer(optimizer, jax.eval_shape(partial(create_state, optax.identity())).params)
-    state = parallel.replicate(parallel.compile_and_run(partial(create_state, optimizer)))
+    traced = jax.jit(partial(create_state, optimizer)).trace()
     return Setup(
         config=config,
         parallel=parallel,
         loading=loading,
         optimizer=optimizer,
-        state=state,
+        shapes=parallel.shapes(traced),
+        create_state=lambda: parallel.replicate(parallel.compile_and_run(traced)),
         settings=settings,
         **sets._asdict(),
         **built._asdict(),

@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -32,6 +32,7 @@ from jaxcnn.train.protocol import set_axis_name
 from jaxcnn.train.setup import Setup
 from jaxcnn.train.state import TrainState
 from jaxcnn.train.step import eval_step, train_step
+from jaxcnn.train.trees import shapes_of
 
 _MAX_STEPS = 50  # per call: more would save nothing, and their metrics arrive together
 
@@ -39,54 +40,67 @@ _MAX_STEPS = 50  # per call: more would save nothing, and their metrics arrive t
 class Programs:
     """Train, and evaluate on the set that is held out.
 
-    When created, all are traced and the first is compiled. The others are compiled meanwhile, in
-    the order in which an epoch needs them; a call waits for its program.
+    When created, the first is traced, which tells whether it is right, and begins to be compiled.
+    The others follow once it has taken a step, in the order in which an epoch needs them. A call
+    waits for its program.
 
     Attributes:
-        compile_seconds: what creating them took.
+        compile_seconds: from creation until training could begin; 0 before `wait` returns.
         max_steps: most steps that one call can take.
 
     With `steps_per_call` above 1 the steps are compiled as a loop, which gives the same bits
     however many of them a call takes; 1 is compiled without a loop and may round differently.
 
     Args:
-        setup: what to train with; of its state only the shapes matter.
+        setup: what to train with; only the shapes of its state matter.
     """
 
     def __init__(self, setup: Setup):
-        self._setup = setup
-        config = setup.config
-        steps = config.steps_per_call or _default_steps(setup)
-        self._loops, self._feed = steps > 1, create_training_feed(setup)
-        self.max_steps = min(steps, self._feed.max_steps or steps)
+        self._setup, self._created = setup, time.perf_counter()
+        config, self.compile_seconds = setup.config, 0.0
+        self._steps = config.steps_per_call or _default_steps(setup)
+        self._loops, self._feed = self._steps > 1, create_training_feed(setup)
+        self.max_steps = min(self._steps, self._feed.max_steps or self._steps)
         self._counts = _counts(setup, self.max_steps)
         self._loss = create_loss(config, setup.train, setup.num_logits)
         self._augmentations = [function for _, function in parse_augmentation(config.augmentation)]
         self._mixing = parse_mixing(config.mixing)
-        start = time.perf_counter()
         self._compiler = Compiler(setup.parallel)
-        self._train_programs = {
-            is_last: self._compile_train(first)
-            for is_last, first, end in (
-                (False, 0, setup.full_batches),
-                (True, setup.full_batches, setup.steps_per_epoch),
-            )
-            if first < end
+        self._arguments = {
+            self._is_last(step): shapes_of(self._feed.arguments(step))
+            for step in (0, setup.steps_per_epoch - 1)
         }
-        self._evaluator = None
-        if setup.held_out is not None:
-            self._evaluator = Evaluator(setup, setup.held_out[1], self._compiler, steps)
-        next(iter(self._train_programs.values())).result()
-        self.compile_seconds = time.perf_counter() - start
+        self._train_programs: dict[bool, Future[Callable]] = {}
+        self._has_begun = False
+        self.to_train(0)
+
+    def wait(self, step: int) -> None:
+        """Wait until training can go on after `step` steps."""
+        self.to_train(step).result()
+        self.compile_seconds = time.perf_counter() - self._created
 
     def to_train(self, step: int) -> Future[Callable]:
         """Return the program that continues after `step` steps; it may still be compiling."""
-        return self._train_programs[self._is_last(step)]
+        is_last = self._is_last(step)
+        if is_last not in self._train_programs:
+            self._train_programs[is_last] = self._compile_train(is_last)
+        return self._train_programs[is_last]
 
     def to_evaluate(self) -> Future[Callable]:
         """Return the program that evaluates, likewise; there must be a set that is held out."""
         assert self._evaluator is not None
         return self._evaluator.program
+
+    @cached_property
+    def _evaluator(self) -> "Evaluator | None":
+        if self._setup.held_out is None:
+            return None
+        return Evaluator(self._setup, self._setup.held_out[1], self._compiler, self._steps)
+
+    def compile_all(self) -> Future[Callable]:
+        """Trace what has not been traced, and begin to compile it; return the last program."""
+        last = self.to_train(self._setup.steps_per_epoch - 1)
+        return last if self._evaluator is None else self._evaluator.program
 
     def train(self, state: TrainState, step: int, count: int) -> tuple[TrainState, Metrics]:
         """Take the next steps of an epoch; return before the device has finished them.
@@ -109,7 +123,11 @@ class Programs:
         if not 1 <= count <= most:
             raise ValueError(f"after step {step}, count must be 1 to {most}, got {count}")
         program = self.to_train(step).result()
-        return program(state, self._counts[count], *self._feed.arguments(step))
+        result = program(state, self._counts[count], *self._feed.arguments(step))
+        if self._has_begun:  # else the first step would be shown later
+            self.compile_all()  # while the device computes
+        self._has_begun = True
+        return result
 
     def evaluate(self, state: TrainState, count: int | None = None) -> Iterator[Metrics]:
         """Yield running totals over the set that is held out; nothing if there is none.
@@ -130,9 +148,9 @@ class Programs:
         """Return whether the step after so many takes a last batch of another size."""
         return step % self._setup.steps_per_epoch >= self._setup.full_batches
 
-    def _compile_train(self, step: int) -> Future[Callable]:
-        """Compile training on batches of the size of this step's."""
-        args = (self._setup.state, self._counts[1], *self._feed.arguments(step))
+    def _compile_train(self, is_last: bool) -> Future[Callable]:
+        """Compile training on full batches, or on a last one of another size."""
+        args = (self._setup.shapes, self._counts[1], *self._arguments[is_last])
         return self._compiler.submit(self._train_program, *args, donate=(0,))
 
     def _train_program(
@@ -202,7 +220,7 @@ class Evaluator:
         program: what it runs, which may not be compiled yet.
 
     Args:
-        setup: of the run; of its state only the shapes matter.
+        setup: of the run; only the shapes of its state matter.
         dataset: to evaluate on.
         compiler: of the program.
         steps: batches of a call, if its images are in memory; None for what suits the model.
@@ -218,7 +236,7 @@ class Evaluator:
         self._counts = _counts(setup, self._max_steps)
         self._start = setup.parallel.replicate((_no_metrics(setup), jnp.zeros((), jnp.int32)))
         with contextlib.closing(self._feed.calls()) as calls:
-            args = (setup.state, *self._start, self._counts[1], *next(calls))
+            args = (setup.shapes, *self._start, self._counts[1], *next(calls))
         self.program = compiler.submit(self._evaluate, *args)
 
     def totals(self, state: TrainState, count: int | None = None) -> Iterator[Metrics]:
@@ -297,4 +315,4 @@ def _default_steps(setup: Setup) -> int:
         rngs = {"dropout": jax.random.key(0)}
         return model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
 
-    return _MAX_STEPS if cpu.suits_loops(forward, setup.state.variables, images) else 1
+    return _MAX_STEPS if cpu.suits_loops(forward, setup.shapes.variables, images) else 1

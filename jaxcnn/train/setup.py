@@ -1,8 +1,8 @@
 """All that a run needs, as `prepare` builds it and training uses it."""
 
 import dataclasses
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -20,11 +20,12 @@ from jaxcnn.train.optim import learning_rates
 from jaxcnn.train.parallel import DataParallel
 from jaxcnn.train.protocol import set_axis_name
 from jaxcnn.train.state import TrainState
+from jaxcnn.train.trees import shapes_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """All that a run needs: config, devices, data, model, optimizer and initial state.
+    """All that a run needs: config, devices, data, model, optimizer and the state to start from.
 
     Attributes:
         config: as it was given.
@@ -34,8 +35,9 @@ class Setup:
         test: the test set; None if there is none.
         loading: whether the images stay on the devices or stream from disk.
         model: maps images in [0, 1] to logits; its axis name is that of `parallel`.
-        optimizer: created the state.
-        state: to start from, on the devices; training donates it.
+        optimizer: of the parameters.
+        shapes: of the state to start from, with dtypes and devices.
+        create_state: makes that state; see `state`.
         settings: the config as a dict, for the record: an object that was given replaces the
             config's word, as in {"model": "object ResNet"}, and `num_classes` 0 is replaced by the
             number that it stands for.
@@ -53,10 +55,24 @@ class Setup:
     loading: Loading
     model: nn.Module
     optimizer: optax.GradientTransformation
-    state: TrainState
+    shapes: TrainState
+    create_state: Callable[[], TrainState]
     settings: dict[str, Any]
     described: dict[str, Any] | None = None
     normalization: ChannelStatistics | None = None
+
+    @cached_property
+    def state(self) -> TrainState:
+        """The state to start from, on the devices; training donates it.
+
+        A new one is drawn when it is first asked for: programs are compiled from the shapes alone,
+        and a run that resumes does without it.
+        """
+        return self.create_state()
+
+    def starting_from(self, state: TrainState) -> "Setup":
+        """Return the same setup with another state to start from, on the devices."""
+        return dataclasses.replace(self, shapes=shapes_of(state), create_state=lambda: state)
 
     @property
     def held_out(self) -> tuple[str, Dataset] | None:
@@ -117,7 +133,7 @@ class Setup:
     @property
     def num_logits(self) -> int:
         """Logits of the model, at least as many as there are classes."""
-        return _count_logits(self.model, self.state, self.facts()["image_shape"])
+        return _count_logits(self.model, self.shapes, self.facts()["image_shape"])
 
     def check_resumed(self, before: dict[str, Any]) -> None:
         """Check that the steps of the earlier run would be the same in this one.
@@ -164,7 +180,7 @@ class Setup:
         return facts
 
 
-def _count_logits(model: nn.Module, state: TrainState, image_shape: Sequence[int]) -> int:
+def _count_logits(model: nn.Module, shapes: TrainState, image_shape: Sequence[int]) -> int:
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     apply = partial(set_axis_name(model, None).apply, train=False)
-    return jax.eval_shape(apply, state.current, images).shape[-1]
+    return jax.eval_shape(apply, shapes.current, images).shape[-1]

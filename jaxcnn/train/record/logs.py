@@ -176,21 +176,32 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, step: int):
+        self._folder, self._start = folder, step
         self._writer: Any = None
+
+    def _open(self) -> bool:
+        """Open the file, if it is not open yet; return whether tensorboardX is there to write it.
+
+        It is imported late: the first epoch need not wait for it.
+        """
+        if self._writer is not None:
+            return True
         try:
             from tensorboardX import event_file_writer, summary
             from tensorboardX.proto import event_pb2
         except ImportError:
-            return
-        folder.mkdir(exist_ok=True)
+            return False
+        self._folder.mkdir(exist_ok=True)
         self._event, self._scalar = event_pb2.Event, summary.scalar
-        self._writer = event_file_writer.EventsWriter(str(folder / f"events-{step}"))
+        path = self._folder / f"events-{self._start}"
+        self._writer = event_file_writer.EventsWriter(str(path))
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._put(step + 1, session_log=start)
+        self._put(self._start + 1, session_log=start)
+        return True
 
     def write(self, row: Row) -> None:
         """Write the scalars of one epoch."""
-        if self._writer is None:
+        if not self._open():
             return
         for name, value in row.items():
             if name not in ("epoch", "step"):

@@ -37,7 +37,7 @@ def describe(setup: Setup, folder: Path | None) -> str:
     config, devices = setup.config, setup.parallel.devices
     steps = config.gradient_accumulation_steps
     parts = f" in {steps} parts" if steps > 1 else ""
-    parameters = sum(x.size for x in jax.tree.leaves(setup.state.params))
+    parameters = sum(x.size for x in jax.tree.leaves(setup.shapes.params))
     return (
         f"{setup.settings['model']}: {parameters:,} parameters, images of {config.image_size} x "
         f"{config.image_size} pixels\n"
@@ -68,7 +68,7 @@ def _speed_notes(setup: Setup) -> list[str]:
 
 def _batch_norm_notes(setup: Setup) -> list[str]:
     """Return a line if BatchNorm takes its statistics of parts of a batch, or of tiny batches."""
-    if not setup.state.batch_stats:
+    if not setup.shapes.batch_stats:
         return []
     config, notes = setup.config, []
     what, change = "batches", "give a larger config.batch_size"

@@ -22,9 +22,9 @@ class Unsaved:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def resume(self, state: TrainState, warn: Callable[[str], None]) -> tuple[TrainState, Progress]:
-        """Return the state as it is: there is nothing to resume from."""
-        return state, Progress()
+    def resume(self, shapes: TrainState, warn: Callable[[str], None]) -> tuple[None, Progress]:
+        """Return no state and no progress: there is nothing to resume from."""
+        return None, Progress()
 
     def save(
         self, state: TrainState, progress: Progress, step_rows: list[Row], row: Row | None = None

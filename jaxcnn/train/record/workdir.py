@@ -109,13 +109,15 @@ class Workdir:
             self._try_to_draw()
         self._open.close()
 
-    def resume(self, state: TrainState, warn: Callable[[str], None]) -> tuple[TrainState, Progress]:
-        """Return the newest good checkpoint, or the given state and no progress if there is none.
+    def resume(
+        self, shapes: TrainState, warn: Callable[[str], None]
+    ) -> tuple[TrainState | None, Progress]:
+        """Return the newest good checkpoint, or no state and no progress if there is none.
 
         Rows logged after that checkpoint are dropped: their steps will be taken again.
 
         Args:
-            state: of a run that has not begun; gives shapes and devices.
+            shapes: of the run's states, with dtypes and devices.
             warn: called with one line for each damaged checkpoint.
 
         Raises:
@@ -123,14 +125,14 @@ class Workdir:
                 or if more than one epoch is logged, but no checkpoint is left.
         """
         with self._writing(ConfigError, "make it writable, or give another --workdir"):
-            restored = self._checkpoints.restore_newest(state, warn)
+            restored = self._checkpoints.restore_newest(shapes, warn)
             if restored is None and len(self.rows()) > 1:  # one may precede the first checkpoint
                 raise ConfigError(
                     f"the workdir {str(self.folder)!r} has logs but no checkpoints any more; "
                     "restore them, or give another --workdir"
                 )
-            state, progress = restored or (state, Progress())
-            step = int(state.step)
+            state, progress = restored or (None, Progress())
+            step = 0 if state is None else int(state.step)
             self._metrics.truncate("epoch", progress.epoch)
             self._steps.truncate("step", step)
             self._tensorboard = TensorBoard(self.folder / "tensorboard", step)

@@ -413,7 +413,7 @@ show(train.images[first, :, :, 0], train.class_names, columns=5)
 # full data, it reaches 0.71 to 0.74 after ten epochs here, 0.74 in PyTorch.
 
 # %% tags=["trained"]
-lenet = jaxcnn.fit("lenet", train, test, epochs=60, batch_size=32)
+lenet = jaxcnn.fit("lenet", train, test, epochs=45, batch_size=32)
 
 # %% [markdown]
 # What comes back can be used at once: it predicts, and it can be evaluated. Its most confident
@@ -525,17 +525,18 @@ plain.print(summary_table(layer_summary(vgg11, (1, 224, 224, 1)), depth=1))
 # ### 8.2.3 Training
 #
 # d2l trains a VGG with a quarter of the channels, on pictures of 224 x 224 pixels. On two
-# CPU cores that takes a quarter of an hour per epoch, so here it gets 32 x 32: the same blocks, to
-# one pixel before the hidden layers, which are narrower, too. Gradient descent alone stands still
-# for long, much as LeNet did, and Adam does not: any optimizer of Optax will do.
+# CPU cores that takes a quarter of an hour per epoch, so here it has an eighth of them and gets
+# 32 x 32: the same blocks, to one pixel before the hidden layers, which are narrower, too. Gradient
+# descent alone stands still for long, much as LeNet did, and Adam does not: any optimizer of Optax
+# will do.
 
 # %%
-vgg = jaxcnn.VGG(arch=((1, 16), (1, 32), (2, 64), (2, 128), (2, 128)), hidden_features=512)
+vgg = jaxcnn.VGG(arch=((1, 8), (1, 16), (2, 32), (2, 64), (2, 64)), hidden_features=256)
 print_shapes(vgg, (1, 32, 32, 1))
 
 # %% tags=["trained"]
 vgg_trained = jaxcnn.fit(
-    vgg, train, test, epochs=5, batch_size=50, image_size=32, optimizer=optax.adam(1e-3)
+    vgg, train, test, epochs=6, batch_size=40, image_size=32, optimizer=optax.adam(1e-3)
 )
 
 # %% tags=["varies"]
@@ -593,15 +594,15 @@ plain.print(summary_table(layer_summary(jaxcnn.ResNet18(), (1, 96, 96, 1)), dept
 # ### 8.6.4 Training
 #
 # d2l trains it on pictures of 96 x 96 pixels; here they stay as they are, 28 x 28, the network has
-# a quarter of the channels, and 1,200 pictures, with momentum, have to do for two epochs. It needs
-# more pictures and time than this to do better than the modern LeNet. (In full, on all 60,000
-# pictures of 96 x 96 pixels: `python train.py --config configs/resnet18.py`.)
+# half of the blocks and a quarter of the channels, and 1,200 pictures, with momentum, have to do for
+# two epochs. It needs more pictures and time than this to do better than the modern LeNet. (In full,
+# on all 60,000 pictures of 96 x 96 pixels: `python train.py --config configs/resnet18.py`.)
 #
 # BatchNorm uses each batch's own mean and variance in training and running averages of them in
 # evaluation. They are state that no gradient changes, and `state.batch_stats` carries them.
 
 # %% tags=["trained"]
-narrow = jaxcnn.ResNet(arch=((2, 16), (2, 32), (2, 64), (2, 128)))
+narrow = jaxcnn.ResNet(arch=((1, 16), (1, 32), (1, 64), (1, 128)))
 resnet = jaxcnn.fit(
     narrow,
     train.first(1200),

@@ -307,8 +307,7 @@ def primitives(program):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("by", ["argument", "environment"])
-def test_of_the_engine_nothing_remains_with_implementation_xla(name, by, monkeypatch):
+def test_of_the_engine_nothing_remains_with_implementation_xla(name, monkeypatch):
     engine = {"platform_index", "ffi_call", *(primitive.name for primitive in ALL)}
     images = jax.ShapeDtypeStruct((2, *[TABLE[name][0]] * 2, 1), jnp.float32)
     create = partial(create_model, name, **SHALLOW.get(name, {}))
@@ -325,11 +324,9 @@ def test_of_the_engine_nothing_remains_with_implementation_xla(name, by, monkeyp
         return primitives(jax.make_jaxpr(jax.grad(loss, allow_int=True))(variables, images).jaxpr)
 
     assert engine & traced(create())
-    if by == "environment":
-        monkeypatch.setenv("JAXCNN_IMPLEMENTATION", "xla")
-        assert not engine & traced(create())
-    else:
-        assert not engine & traced(create(implementation="xla"))
+    assert not engine & traced(create(implementation="xla"))
+    monkeypatch.setenv("JAXCNN_IMPLEMENTATION", "xla")
+    assert not engine & traced(create())
 
 
 class Grouped(nn.Module):

@@ -594,9 +594,9 @@ plain.print(summary_table(layer_summary(jaxcnn.ResNet18(), (1, 96, 96, 1)), dept
 # ### 8.6.4 Training
 #
 # d2l trains it on pictures of 96 x 96 pixels; here they stay as they are, 28 x 28, the network has
-# half of the blocks and a quarter of the channels, and 1,200 pictures, with momentum, have to do for
-# two epochs. It needs more pictures and time than this to do better than the modern LeNet. (In full,
-# on all 60,000 pictures of 96 x 96 pixels: `python train.py --config configs/resnet18.py`.)
+# half of the blocks and a quarter of the channels, and 1,200 pictures, with momentum, have to do
+# for two epochs. It needs more pictures and time than this to do better than the modern LeNet. (In
+# full, on all 60,000 pictures of 96 x 96 pixels: `python train.py --config configs/resnet18.py`.)
 #
 # BatchNorm uses each batch's own mean and variance in training and running averages of them in
 # evaluation. They are state that no gradient changes, and `state.batch_stats` carries them.

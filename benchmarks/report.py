@@ -22,6 +22,7 @@ NAMES = {
     "lenet_modern": "LeNet's modern form, 28 px",
     "resnet18": "ResNet18, 96 px",
     "vgg": "narrow VGG, 224 px",
+    "vgg11": "VGG-11, 224 px",
 }
 COLORS = {"jaxcnn": "#3366aa", "torch": "#cc5522", "xla": "#999999"}
 LABELS = {"jaxcnn": "jaxcnn", "torch": "PyTorch", "xla": "jaxcnn with XLA's own convolutions"}
@@ -98,10 +99,10 @@ def inference() -> list[str]:
         "a single image, ms | onnxruntime's time / ours |",
         "|---|---|---|---|---|",
     ]
-    for net, name in NAMES.items():
+    for net in dict.fromkeys(key.split(",")[0] for key in results if ", " in key):
         many, one = results[f"{net}, 512"], results[f"{net}, 1"]
         rows.append(
-            f"| {name} | {1 / many['ours']['median']:,.0f} | {spread(many['ratio'])} | "
+            f"| {NAMES[net]} | {1 / many['ours']['median']:,.0f} | {spread(many['ratio'])} | "
             f"{1e3 * one['ours']['median']:.1f} | {spread(one['ratio'])} |"
         )
     text = (
@@ -110,6 +111,27 @@ def inference() -> list[str]:
         f"{machine['cores']} cores of an {machine['processor']} with jax {machine['jax']}."
     )
     return [*rows, "", *textwrap.wrap(text, 100)]
+
+
+def tpu() -> str:
+    """Return the table of programs compiled for a TPU: a row per network and dtype."""
+    record = load("tpu_compile")
+    rows = [
+        f"A training step of {record['batch_size']} images on one {record['chip']}:",
+        "",
+        "| network | dtype | GFLOP | GB moved | memory, MB | at least, ms | bound by | "
+        "the compiler's estimate, ms | images/s, at most |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for each in record["results"]:
+        bounds = {"arithmetic": each["compute_ms"], "memory": each["memory_ms"]}
+        bound = max(bounds, key=bounds.__getitem__)
+        rows.append(
+            f"| {NAMES[each['model']]} | {each['dtype']} | {each['gigaflops']:,.1f} | "
+            f"{each['gigabytes']:.2f} | {each['memory_megabytes']:,.0f} | {bounds[bound]:.2f} | "
+            f"{bound} | {each['compilers_ms']:.2f} | {each['images_per_second']:,.0f} |"
+        )
+    return "\n".join(rows)
 
 
 def details() -> str:
@@ -232,7 +254,7 @@ def parities() -> str:
 # What is written into each document, by the name in its comment.
 DOCUMENTS = {
     ROOT / "README.md": {"accuracy": accuracies, "speed": summary},
-    ROOT / "docs" / "performance.md": {"speed": details},
+    ROOT / "docs" / "performance.md": {"speed": details, "tpu": tpu},
     ROOT / "docs" / "results.md": {"parity": parities, "epochs": epochs},
 }
 

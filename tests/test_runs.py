@@ -132,6 +132,13 @@ def test_a_finished_run_is_left_as_it_is(tiny_config, trained, finished, capsys)
     assert "done" in out
 
 
+def test_an_epoch_is_shown_before_its_curves_are_drawn(tiny_config, tmp_path, capsys, monkeypatch):
+    shown = []
+    monkeypatch.setattr(Workdir, "draw", lambda _: shown.append(capsys.readouterr().out))
+    train_tiny(tiny_config, tmp_path)
+    assert [f" {epoch}/2 " in lines for epoch, lines in enumerate(shown, 1)] == [True, True]
+
+
 def test_a_run_that_resumes_draws_no_new_weights(tiny_config, finished, monkeypatch):
     monkeypatch.setattr(DataParallel, "compile_and_run", lambda *_: pytest.fail("weights drawn"))
     train_tiny(tiny_config, finished)

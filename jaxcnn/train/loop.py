@@ -332,7 +332,7 @@ class Trainer:
         return _last_of(totals, self._stop_if_asked)
 
     def _finish_epoch(self, held_out: tuple[str, Metrics, float] | None) -> None:
-        """Log, save and show the results of the epoch."""
+        """Log, save and show the results of the epoch, and draw the curves."""
         epoch, train = self.progress.epoch + 1, self.progress.metrics
         seconds = self.progress.seconds
         results, accuracy = {"train": train.means()}, None
@@ -346,6 +346,7 @@ class Trainer:
         self._save(row)
         self._loggers.write(row)
         self._display.epoch(epoch, self._step, train.count / seconds, results)
+        self._run.draw()
 
     def _save(self, row: Row | None = None) -> None:
         self._run.save(self.state, self.progress, self._step_rows, row)

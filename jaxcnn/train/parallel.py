@@ -1,6 +1,6 @@
 """The one file that places arrays on devices and compiles programs for several of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ class DataParallel:
 
     Args:
         num_devices: how many of the local devices to use; 0 for all.
+        devices: to use in place of those.
 
     >>> parallel = DataParallel(num_devices=1)
     >>> data = parallel.replicate(np.arange(8.0))
@@ -35,8 +36,8 @@ class DataParallel:
     Array([ 3., 18.], dtype=float32)
     """
 
-    def __init__(self, num_devices: int = 0):
-        self.devices = jax.local_devices()[: num_devices or None]
+    def __init__(self, num_devices: int = 0, devices: Sequence[Any] = ()):
+        self.devices = list(devices) or jax.local_devices()[: num_devices or None]
         self.axis_name = AXIS if len(self.devices) > 1 else None
         mesh = Mesh(np.array(self.devices), (AXIS,))
         self._replicated = NamedSharding(mesh, PartitionSpec())

@@ -38,6 +38,9 @@ class Unsaved:
         if row is not None:
             self._rows.append(row)
 
+    def draw(self) -> None:
+        """Do nothing."""
+
     def rows(self) -> list[Row]:
         """Return the rows, one for each epoch."""
         return self._rows

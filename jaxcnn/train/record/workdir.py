@@ -163,10 +163,13 @@ class Workdir:
                 self._metrics.append([row])
                 self._tensorboard.write(row)
         self._checkpoints.save(int(state.step), state, progress)
-        if row is not None:
-            self._is_drawn = False
-            if time.monotonic() - self._draw_time > self._draw_seconds / _DRAW_SHARE:
-                self._try_to_draw()
+        self._is_drawn = self._is_drawn and row is None
+
+    def draw(self) -> None:
+        """Draw the curves of what is saved, unless drawing would take much of the run's time."""
+        is_due = time.monotonic() - self._draw_time > self._draw_seconds / _DRAW_SHARE
+        if is_due and not self._is_drawn:
+            self._try_to_draw()
 
     def rows(self) -> list[Row]:
         """Return the rows of `metrics.jsonl`."""

@@ -318,7 +318,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_others(tiny_config, tmp_p
     [VGG(arch=((1, 4), (1, 4)), hidden_features=16), ResNet(arch=((1, 4), (1, 4)))],
 )
 def test_every_kind_of_model_trains(tiny_config, tmp_path, model):
-    tiny_config.update(num_epochs=1, max_train_examples=48, max_test_examples=10)
+    tiny_config.update(num_epochs=1, max_train_examples=64, max_test_examples=10)
     tiny_config.num_devices = 2
     state = train_and_evaluate(tiny_config, tmp_path, model=model)
     assert int(state.step) == 2

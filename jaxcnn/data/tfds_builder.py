@@ -76,7 +76,10 @@ def read(spec: IdxSpec, data_dir: Path, split: str) -> tuple[np.ndarray, np.ndar
         builder = _create_builder(spec, data_dir)
         source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         examples = source.__getitems__(range(len(source)))
-        images = [np.asarray(Image.open(io.BytesIO(example["image"]))) for example in examples]
+        images = [
+            np.asarray(Image.open(io.BytesIO(example["image"]), formats=["PNG"]))
+            for example in examples
+        ]
     except NotImplementedError as error:
         raise DataError(
             f"the copy in {prepared} is not in ArrayRecord format, so reading it takes TensorFlow; "

@@ -344,9 +344,9 @@ class Trainer:
         self._compile_seconds = 0.0
         self.progress = Progress(epoch, accuracy=accuracy)
         self._save(row)
-        self._loggers.write(row)
         self._display.epoch(epoch, self._step, train.count / seconds, results)
         self._run.draw()
+        self._loggers.write(row)
 
     def _save(self, row: Row | None = None) -> None:
         self._run.save(self.state, self.progress, self._step_rows, row)

@@ -113,7 +113,6 @@ def describe(programs: Programs, chip: Chip) -> dict[str, float]:
         "memory_megabytes": held / 1e6,
         "compute_ms": 1e3 * flops / chip.flops,
         "memory_ms": 1e3 * traffic / chip.bytes,
-        "compilers_ms": 1e3 * costs["optimal_seconds"],
         "images_per_second": BATCH / step,
         "compile_seconds": seconds,
     }

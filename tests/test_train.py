@@ -1,6 +1,7 @@
 """Training: one step by hand, one device against several, the last batch, evaluation."""
 
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 import references
-from conftest import CACHED, Brightness, Tiny, small_config
+from conftest import CACHED, ROOT, Brightness, Tiny, small_config
 from jaxcnn.config import get_default_config
 from jaxcnn.data import epoch_batches, load_fashion_mnist_sample, preprocess
 from jaxcnn.layers import BatchNorm, Conv, Dense, avg_pool, flatten
@@ -20,6 +21,7 @@ from jaxcnn.train.pace import Pace
 from jaxcnn.train.parallel import DataParallel
 from jaxcnn.train.prepare import prepare
 from jaxcnn.train.programs import Programs
+from jaxcnn.train.trees import shapes_of
 
 pytestmark = CACHED
 TRAIN, TEST = load_fashion_mnist_sample("train"), load_fashion_mnist_sample("test")
@@ -609,3 +611,20 @@ def test_a_merged_batch_alone_is_shared_by_all_devices():
     programs.train(setup.state, 0, 1)
     setup = prepare(config, model=Tiny())
     assert list(programs.evaluate(setup.state))[-1].total().count == 200
+
+
+def test_programs_are_compiled_for_devices_of_which_there_is_a_description_alone(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # it sets what libtpu reads
+    from tpu_compile import CHIPS, Described, create_programs, describe
+
+    tree = {"indices": np.zeros((3, 4), np.int32)}
+    for parallel in (DataParallel(1), DataParallel(2)):
+        described = Described(devices=parallel.devices)
+        assert described.replicate(tree) == shapes_of(parallel.replicate(tree))
+        assert described.shard(tree) == shapes_of(parallel.shard(tree))
+    programs = create_programs("lenet", "float32", parallel.devices)
+    found = describe(programs, CHIPS["TPU v5e"])
+    programs.close()
+    assert found["memory_ms"] == pytest.approx(found["gigabytes"] / 0.819)
+    assert found["gigaflops"] > 0

@@ -4,6 +4,7 @@ import functools
 import gc
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,10 @@ if jaxlib.__version__.startswith("0.10."):
         return compiled[key]
 
     compiler.backend_compile_and_load = compile_once
+
+# A shell ignores Ctrl-C in what it runs in the background, and what is ignored stays so.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 SHALLOW = {  # fields with which tracing takes less; the layers are the same

@@ -264,6 +264,17 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 WARNINGS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
+@pytest.fixture(autouse=True)
+def heeded():
+    """Heed what this process was told to ignore, as `nohup` tells it of SIGHUP."""
+    ignored = [each for each in STOPS + WARNINGS if signal.getsignal(each) == signal.SIG_IGN]
+    for each in ignored:
+        signal.signal(each, signal.SIG_DFL)
+    yield
+    for each in ignored:
+        signal.signal(each, signal.SIG_IGN)
+
+
 def test_handlers_are_put_back_and_a_second_signal_is_not_held():
     before = [signal.getsignal(each) for each in STOPS + WARNINGS]
     with StopSignal() as stop:

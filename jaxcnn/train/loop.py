@@ -255,6 +255,7 @@ class Trainer:
         self._steps_per_epoch = setup.steps_per_epoch
         self._held_out = setup.held_out and setup.held_out[0]  # the name of the set
         self._compile_seconds = programs.compile_seconds
+        self._all_compile = False  # whether all programs are compiled, or on the way
         self._step = int(self.state.step)  # steps whose metrics are recorded
         self._step_rows: list[Row] = []  # since the last checkpoint
         self._unrecorded: list[Metrics] = []  # of calls that the device may still be running
@@ -281,7 +282,8 @@ class Trainer:
             self._wait_for(self._programs.to_train(step))
             self.state, metrics = self._programs.train(self.state, step, count)
             self._unrecorded.append(metrics)
-            self._record(leave=1 if self._pace.overlaps(count) else 0)
+            self._record(leave=1 if self._pace.overlaps(count) and self._all_compile else 0)
+            self._compile_all()
             is_due = self._pace.is_checkpoint_due(step + count) or self._stop.received
             if is_due and step + count < end:  # at the end, it is saved after evaluation
                 self._record()
@@ -290,17 +292,27 @@ class Trainer:
         self._record()
 
     def _wait_for(self, program: futures.Future) -> None:
-        """Wait until a program is compiled; the epoch's time leaves this out.
-
-        A signal that comes meanwhile stops the run.
-        """
+        """Wait until a program is compiled; a signal that comes meanwhile stops the run."""
         if program.done():
             return
         self._record()
-        start = time.perf_counter()
-        with self._display.compiling():
+        with self._compiling():
             while not futures.wait([program], timeout=_SIGNAL_SECONDS).done:
                 self._stop_if_asked()
+
+    def _compile_all(self) -> None:
+        """Once the first step is shown, begin to compile what the rest of the epoch needs."""
+        if not self._all_compile:
+            with self._compiling():
+                self._programs.compile_all()
+            self._all_compile = True
+
+    @contextlib.contextmanager
+    def _compiling(self) -> Iterator[None]:
+        """Show that programs are being compiled; the epoch's time leaves this out."""
+        start = time.perf_counter()
+        with self._display.compiling():
+            yield
         seconds = time.perf_counter() - start
         self._epoch_start += seconds
         self._compile_seconds += seconds

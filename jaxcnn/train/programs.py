@@ -41,8 +41,8 @@ class Programs:
     """Train, and evaluate on the set that is held out.
 
     When created, the first is traced, which tells whether it is right, and begins to be compiled.
-    The others follow once it has taken a step, in the order in which an epoch needs them. A call
-    waits for its program.
+    The others follow when they are asked for, or all at once, in the order in which an epoch needs
+    them. A call waits for its program.
 
     Attributes:
         compile_seconds: from creation until training could begin; 0 before `wait` returns.
@@ -71,7 +71,6 @@ class Programs:
             for step in (0, setup.steps_per_epoch - 1)
         }
         self._train_programs: dict[bool, Future[Callable]] = {}
-        self._has_begun = False
         self.to_train(0)
 
     def wait(self, step: int) -> None:
@@ -123,11 +122,7 @@ class Programs:
         if not 1 <= count <= most:
             raise ValueError(f"after step {step}, count must be 1 to {most}, got {count}")
         program = self.to_train(step).result()
-        result = program(state, self._counts[count], *self._feed.arguments(step))
-        if self._has_begun:  # else the first step would be shown later
-            self.compile_all()  # while the device computes
-        self._has_begun = True
-        return result
+        return program(state, self._counts[count], *self._feed.arguments(step))
 
     def evaluate(self, state: TrainState, count: int | None = None) -> Iterator[Metrics]:
         """Yield running totals over the set that is held out; nothing if there is none.

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import struct
+import time
 from pathlib import Path
 
 import jax
@@ -137,6 +138,22 @@ def test_an_epoch_is_shown_before_its_curves_are_drawn(tiny_config, tmp_path, ca
     monkeypatch.setattr(Workdir, "draw", lambda _: shown.append(capsys.readouterr().out))
     train_tiny(tiny_config, tmp_path)
     assert [f" {epoch}/2 " in lines for epoch, lines in enumerate(shown, 1)] == [True, True]
+
+
+def test_an_epochs_time_leaves_out_what_is_compiled_once_the_first_step_is_shown(
+    tiny_config, tmp_path, monkeypatch
+):
+    compile_all = Programs.compile_all
+
+    def slowly(programs):
+        time.sleep(1.5)
+        return compile_all(programs)
+
+    monkeypatch.setattr(Programs, "compile_all", slowly)
+    train_tiny(tiny_config, tmp_path)
+    first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert first["compile_seconds"] > 1.5 > first["train_seconds"]
+    assert second["compile_seconds"] == 0
 
 
 def test_a_run_that_resumes_draws_no_new_weights(tiny_config, finished, monkeypatch):

@@ -44,17 +44,15 @@ class Chip(NamedTuple):
     Attributes:
         flops: per second, in bfloat16, as which a TPU multiplies float32, too, by default.
         bytes: per second, from and to its memory.
-        memory: bytes.
         topology: the smallest of which libtpu has a description.
     """
 
     flops: float
     bytes: float
-    memory: float
     topology: str
 
 
-CHIPS = {"TPU v5e": Chip(197e12, 819e9, 16e9, "v5e:2x2")}  # cloud.google.com/tpu/docs/v5e
+CHIPS = {"TPU v5e": Chip(197e12, 819e9, "v5e:2x2")}  # cloud.google.com/tpu/docs/v5e
 
 
 class Described(DataParallel):

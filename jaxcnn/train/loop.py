@@ -255,7 +255,6 @@ class Trainer:
         self._steps_per_epoch = setup.steps_per_epoch
         self._held_out = setup.held_out and setup.held_out[0]  # the name of the set
         self._compile_seconds = programs.compile_seconds
-        self._all_compile = False  # whether all programs are compiled, or on the way
         self._step = int(self.state.step)  # steps whose metrics are recorded
         self._step_rows: list[Row] = []  # since the last checkpoint
         self._unrecorded: list[Metrics] = []  # of calls that the device may still be running
@@ -282,7 +281,8 @@ class Trainer:
             self._wait_for(self._programs.to_train(step))
             self.state, metrics = self._programs.train(self.state, step, count)
             self._unrecorded.append(metrics)
-            self._record(leave=1 if self._pace.overlaps(count) and self._all_compile else 0)
+            overlaps = self._programs.all_compile and self._pace.overlaps(count)
+            self._record(leave=1 if overlaps else 0)
             self._compile_all()
             is_due = self._pace.is_checkpoint_due(step + count) or self._stop.received
             if is_due and step + count < end:  # at the end, it is saved after evaluation
@@ -302,10 +302,9 @@ class Trainer:
 
     def _compile_all(self) -> None:
         """Once the first step is shown, begin to compile what the rest of the epoch needs."""
-        if not self._all_compile:
+        if not self._programs.all_compile:
             with self._compiling():
                 self._programs.compile_all()
-            self._all_compile = True
 
     @contextlib.contextmanager
     def _compiling(self) -> Iterator[None]:

@@ -45,6 +45,7 @@ class Programs:
     them. A call waits for its program.
 
     Attributes:
+        all_compile: whether every program is compiled, or on the way.
         compile_seconds: from creation until training could begin; 0 before `wait` returns.
         max_steps: most steps that one call can take.
 
@@ -57,7 +58,7 @@ class Programs:
 
     def __init__(self, setup: Setup):
         self._setup, self._created = setup, time.perf_counter()
-        config, self.compile_seconds = setup.config, 0.0
+        config, self.compile_seconds, self.all_compile = setup.config, 0.0, False
         self._steps = config.steps_per_call or _default_steps(setup)
         self._loops, self._feed = self._steps > 1, create_training_feed(setup)
         self.max_steps = min(self._steps, self._feed.max_steps or self._steps)
@@ -99,6 +100,7 @@ class Programs:
     def compile_all(self) -> Future[Callable]:
         """Trace what has not been traced, and begin to compile it; return the last program."""
         last = self.to_train(self._setup.steps_per_epoch - 1)
+        self.all_compile = True
         return last if self._evaluator is None else self._evaluator.program
 
     def train(self, state: TrainState, step: int, count: int) -> tuple[TrainState, Metrics]:

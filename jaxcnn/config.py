@@ -13,6 +13,8 @@ from jaxcnn.errors import ConfigError, did_you_mean
 from jaxcnn.models import MODELS, create_model, is_own_model
 from jaxcnn.ops import cpu
 
+# What `config.data_parallel` may be: which of JAX's ways divides a batch over several devices.
+DATA_PARALLEL = ("pmap", "jit")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
 
 
@@ -69,6 +71,7 @@ def get_default_config() -> ConfigDict:
 
     # Where
     config.num_devices = 0  # devices that each batch is split over; 0: all
+    config.data_parallel = "pmap"  # how several devices share a batch, or "jit": XLA divides it
     config.data_loading = "auto"  # images in "memory", on the device, or a "stream" from disk
     config.steps_per_call = 0  # most steps per call of the program; 0: 1 to 50, about 4 seconds
     # Of convolution, pooling and ReLU: "auto" is what is fastest on the platform, "xla" XLA's own.
@@ -210,65 +213,29 @@ def check_keys(keys: Iterable[str]) -> None:
             )
 
 
-def check_batches(
-    batch_size: int,
-    num_examples: int,
-    num_devices: int,
-    last_batch: str = "smaller",
-    gradient_accumulation_steps: int = 1,
-) -> None:
-    """Check that every batch of an epoch, the last one too, splits evenly over the devices.
-
-    If gradients are accumulated, each device must be able to divide its share of a full batch into
-    equal parts. The last batch may take fewer parts, and not quite equal ones.
+def check_batches(batch_size: int, num_examples: int, gradient_accumulation_steps: int = 1) -> None:
+    """Check that there are enough examples for a batch, and for each part of it.
 
     Args:
         batch_size: examples per step.
         num_examples: in the training set.
-        num_devices: that each batch is split over.
-        last_batch: 'smaller' or 'merged'.
         gradient_accumulation_steps: parts of a batch, `config.gradient_accumulation_steps`.
 
     Raises:
-        ConfigError: with the nearest values that work.
+        ConfigError: with the largest value that works.
 
-    >>> check_batches(batch_size=128, num_examples=60000, num_devices=8)
+    >>> check_batches(batch_size=128, num_examples=60000)
     """
-    from jaxcnn.data.pipeline import batch_sizes  # here: `import jaxcnn` loads no data code
-
     if batch_size > num_examples:
         raise ConfigError(
             f"config.batch_size is {batch_size}, but there are only {num_examples} training "
             "examples; give a batch size of at most that"
         )
-
-    def is_shared(batch_size: int) -> bool:
-        sizes = batch_sizes(num_examples, batch_size, last_batch)
-        return all(size % num_devices == 0 for size in sizes)
-
-    def divides(parts: int, batch_size: int) -> bool:
-        return parts == 1 or batch_size % (num_devices * parts) == 0
-
-    steps = gradient_accumulation_steps
-    if is_shared(batch_size) and divides(steps, batch_size):
-        return
-    nearest = sorted(range(1, num_examples + 1), key=lambda size: abs(size - batch_size))
-    fit = (f"batch_size={size}" for size in nearest if is_shared(size) and divides(steps, size))
-    advice = next(fit, "other num_devices")
-    if not is_shared(batch_size):
-        last = batch_sizes(num_examples, batch_size, last_batch)[-1]
+    if gradient_accumulation_steps > batch_size:
         raise ConfigError(
-            f"config.batch_size is {batch_size}, with a last batch of {last}: "
-            f"{num_devices} devices cannot share both equally; try {advice} or fewer num_devices"
+            f"config.gradient_accumulation_steps is {gradient_accumulation_steps}, but a batch has "
+            f"only {batch_size} examples; give at most that, or a larger config.batch_size"
         )
-    parts = min(
-        (parts for parts in range(1, batch_size + 1) if divides(parts, batch_size)),
-        key=lambda parts: abs(parts - steps),
-    )
-    raise ConfigError(
-        f"config.gradient_accumulation_steps is {steps}: {num_devices} device(s) cannot compute a "
-        f"batch of {batch_size} in so many equal parts; try {parts}, or {advice}"
-    )
 
 
 def _check_types(config: ConfigDict, defaults: ConfigDict) -> None:
@@ -299,6 +266,7 @@ def _check_words(config: ConfigDict) -> None:
         ("normalization", ("none", "per_channel")),
         ("last_batch", LAST_BATCH),
         ("data_loading", LOADING),
+        ("data_parallel", DATA_PARALLEL),
         ("weight_decay_on", ("all", "kernels")),
         ("class_weights", ("none", "balanced")),
         ("test_augmentation", ("none", "flip")),

@@ -4,12 +4,13 @@ The models' layers start as d2l's do: weights are Xavier uniform (d2l's `init_cn
 uniform in ±1/sqrt(fan_in), as PyTorch draws them (`init_cnn` leaves them alone).
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -39,7 +40,10 @@ __all__ = [
     "relu",
 ]
 
+DROPOUT_OF_BATCH = "dropout_of_batch"  # a key that all devices have alike; see `Dropout`
+
 _is_mapped: ContextVar[bool] = ContextVar("within the function of map_images", default=False)
+_weights: ContextVar[jax.Array | None] = ContextVar("weights of the examples", default=None)
 _kernel_init = nn.initializers.xavier_uniform()
 
 
@@ -228,11 +232,15 @@ class Dense(CanPickle):
 
 
 class Dropout(nn.Module):
-    """Flax's dropout, with the same masks, for arrays over an Explicit mesh too.
+    """Dropout with the masks of Flax's, on any number of devices those of one.
+
+    For that, devices that share a batch have a common key: 'dropout', or 'dropout_of_batch' if both
+    are given. Each draws the mask of the whole batch and takes the rows of its own examples.
 
     Attributes:
         rate: share of the numbers that are set to 0; the rest are scaled up.
         deterministic: whether to return them as they are, as in evaluation.
+        axis_name: mapped axis whose devices share the batch; None under plain `jit`.
 
     >>> layer = Dropout(rate=0.5, deterministic=False)
     >>> layer.apply({}, jnp.ones(6), rngs={"dropout": jax.random.key(0)}).tolist()
@@ -241,17 +249,31 @@ class Dropout(nn.Module):
 
     rate: float
     deterministic: bool
+    axis_name: str | None = None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Drop some of the numbers of x, drawn from the 'dropout' key."""
+        """Drop some of the numbers of x [N, ...]."""
         if self.deterministic or self.rate == 0:
             return x
-        layer = nn.Dropout(self.rate, deterministic=False, parent=None)
+        is_shared = self.axis_name is not None and self.has_rng(DROPOUT_OF_BATCH)
+        key = self.make_rng(DROPOUT_OF_BATCH if is_shared else "dropout")
 
-        def drop(x: jax.Array, key: jax.Array) -> Any:
-            return layer.apply({}, x, rng=key)
+        def drop(x: jax.Array, key: jax.Array) -> jax.Array:
+            if self.rate == 1:
+                return jnp.zeros_like(x)
+            return jnp.where(self._mask(key, x.shape), x / (1 - self.rate), jnp.zeros_like(x))
 
-        return on_explicit_mesh(drop, like=lambda x, key: x)(x, self.make_rng("dropout"))
+        return on_explicit_mesh(drop, like=lambda x, key: x)(x, key)
+
+    def _mask(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Return which numbers stay, of the device's own examples."""
+        stays = jnp.float32(1 - self.rate)  # whose type is that of the numbers that are drawn
+        if self.axis_name is None:
+            return jax.random.bernoulli(key, stays, shape)
+        length = shape[0]
+        num_devices = lax.psum(1, self.axis_name)
+        whole = jax.random.bernoulli(key, stays, (num_devices * length, *shape[1:]))
+        return lax.dynamic_slice_in_dim(whole, length * lax.axis_index(self.axis_name), length)
 
 
 class BatchNorm(nn.Module):
@@ -322,18 +344,47 @@ class BatchNorm(nn.Module):
         large, so the shift is near it: the mean of one pixel in the middle.
         """
         middle = x[:, *(slice(n // 2, n // 2 + 1) for n in x.shape[1:-1])]
-        shift = lax.stop_gradient(self._over_devices(middle.mean(axis=0, keepdims=True)))
+        (shift,) = lax.stop_gradient(self._means(middle, over=[0]))
         x = materialize(x - shift, self.implementation)
-        axes = tuple(range(x.ndim - 1))
-        moments = x.mean(axes, keepdims=True), jnp.square(x).mean(axes, keepdims=True)
-        mean, mean_square = self._over_devices(moments)
+        mean, mean_square = self._means(x, jnp.square(x), over=range(x.ndim - 1))
         return x, shift, mean, jnp.maximum(mean_square - jnp.square(mean), 0)
 
-    def _over_devices(self, means: Any) -> Any:
-        """Return means of the whole batch, from those of each device's part of it."""
-        if self.axis_name is None or self.is_initializing():
-            return means
-        return lax.pmean(means, self.axis_name)
+    def _means(self, *arrays: jax.Array, over: Iterable[int]) -> Any:
+        """Return means over axes of the whole batch, of which each device has its part."""
+        axes, weights = tuple(over), _weights.get()
+        is_alone = self.axis_name is None or self.is_initializing()
+        if weights is None:
+            means = [x.mean(axes, keepdims=True) for x in arrays]
+            return means if is_alone else lax.pmean(means, self.axis_name)
+        x = arrays[0]
+        weights = weights.reshape(-1, *(1,) * (x.ndim - 1)).astype(x.dtype)
+        count = weights.sum() * math.prod(x.shape[axis] for axis in axes if axis)
+        sums = [(x * weights).sum(axes, keepdims=True) for x in arrays]
+        if not is_alone:
+            sums, count = lax.psum((sums, count), self.axis_name)
+        return [each / count for each in sums]
+
+
+@contextlib.contextmanager
+def weigh_examples(weights: jax.Array | None) -> Iterator[None]:
+    """Within this, BatchNorm takes its statistics of examples by their weights.
+
+    Args:
+        weights: [N], of the examples that models are called with: 1 for one, 0 for padding; None if
+            there is no padding.
+
+    >>> layer = BatchNorm(use_running_average=False)
+    >>> variables = layer.init(jax.random.key(0), jnp.ones((1, 1)))
+    >>> with weigh_examples(jnp.array([1.0, 1.0, 0.0])):
+    ...     x = jnp.array([[1.0], [3.0], [9.0]])
+    ...     layer.apply(variables, x, mutable=["batch_stats"])[0].round(4).tolist()
+    [[-1.0], [1.0], [7.0]]
+    """
+    token = _weights.set(weights)
+    try:
+        yield
+    finally:
+        _weights.reset(token)
 
 
 def image_by_image(call: Callable[[Any, jax.Array], jax.Array]) -> Callable:

@@ -1,5 +1,7 @@
 """From arrays to batches: order, and the resize against torchvision's."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,3 +149,14 @@ def test_no_image_and_images_of_few_rows_are_preprocessed():
         images = jax.ShapeDtypeStruct(shape, jnp.uint8)
         resized = jax.eval_shape(lambda x: preprocess(x, np.int64(7)), images)
         assert resized.shape == (2, 7, 7, shape[3])
+
+
+@pytest.mark.parametrize("size", [12, 30, 96])
+def test_an_image_is_resized_alike_in_every_program(size):
+    """In batches of any size; grey levels are whole, so what programs round differently is gone."""
+    images = jnp.asarray(load_fashion_mnist_sample("test").images[:24])
+    resize = jax.jit(functools.partial(preprocess, image_size=size))
+    expected = resize(images)
+    for count in (1, 2, 5):
+        batches = [resize(images[i : i + count]) for i in range(0, 20, count)]
+        np.testing.assert_array_equal(jnp.concatenate(batches), expected[:20])

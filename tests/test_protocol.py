@@ -176,6 +176,36 @@ def test_a_model_that_does_not_fit_is_refused_in_one_line(model, message):
 def test_a_model_without_an_axis_name_trains_on_one_device_or_without_statistics():
     check_model(NoAxisName(), (28, 28, 1), num_classes=10, num_devices=1)
     check_model(TwoLogits(), (28, 28, 1), num_classes=2, num_devices=2)
+    prepare(small_config(num_devices=2, data_parallel="jit"), model=NoAxisName())
+
+
+class FlaxBatchNorm(nn.Module):
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        norm = nn.BatchNorm(use_running_average=not train, axis_name=self.axis_name, name="norm")
+        return nn.Dense(10)(flatten(norm(images)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"num_devices": 3}, r"a batch of 32 for 3 device\(s\) is"),
+        ({"num_devices": 2, "max_train_examples": 97}, r"a batch of 1 for 2 device\(s\) is"),
+        (
+            {"gradient_accumulation_steps": 3, "data_parallel": "jit"},
+            r"a batch of 32 for 1 device\(s\) in 3 parts is",
+        ),
+    ],
+)
+def test_padding_that_would_count_in_batch_statistics_is_refused(changes, what):
+    config = small_config(**changes)
+    with pytest.raises(ConfigError, match=f"{what} padded.* of BatchNorm in model") as error:
+        prepare(config, model=FlaxBatchNorm())
+    assert "\n" not in str(error.value)
+    prepare(config, model=Tiny())  # with jaxcnn's own
+    prepare(small_config(num_devices=2), model=FlaxBatchNorm())  # without padding
 
 
 @pytest.mark.slow
@@ -402,15 +432,15 @@ def test_an_augmentation_is_checked(augment, message, monkeypatch):
     [
         (lambda key, x, y: x, r"\(key, images, targets\) changes"),
         (lambda key, x: (x, x), r"\(key, images, targets\) fails: TypeError"),
-        (lambda key, x, y: (x, y.argmax(axis=1)), r"changes 1 from 16x2 float32 to 16 int32"),
+        (lambda key, x, y: (x, y.argmax(axis=1)), r"changes 1 from 32x2 float32 to 32 int32"),
         (
-            lambda key, x, y: (x[:16].repeat(16 // len(x), 0), y),
-            "changes 0 from 4x12x12x1 float32 to 16x12",
+            lambda key, x, y: (x.repeat(32 // len(x), 0), y),
+            "changes 0 from 8x12x12x1 float32 to 32x12",
         ),
     ],
 )
 def test_mixing_is_checked(mix, message, monkeypatch):
-    """With the part of each batch that a device has, the smaller last one too."""
+    """With whole batches, on several devices too, and the smaller last one."""
     monkeypatch.setitem(MIXINGS, "mine", mix)
     config = small_config(mixing="mine", image_size=12, num_devices=2, max_train_examples=40)
     with pytest.raises(ConfigError, match=rf"MIXINGS\['mine'\].*{message}") as error:

@@ -101,6 +101,7 @@ def test_streamed_is_the_same_as_in_memory(tmp_path, in_memory, capsys):
     [
         {"steps_per_call": 3, "gradient_accumulation_steps": 2},
         {"num_devices": 2, "batch_size": 20},
+        {"num_devices": 2, "batch_size": 13, "data_parallel": "jit"},  # with padding
     ],
 )
 def test_it_is_the_same_in_a_loop_and_on_several_devices(tmp_path, changes):

@@ -9,12 +9,13 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from jax import lax
 
 import references
 from conftest import CACHED, ROOT, Brightness, Tiny, small_config
 from jaxcnn.config import get_default_config
-from jaxcnn.data import epoch_batches, load_fashion_mnist_sample, preprocess
-from jaxcnn.layers import BatchNorm, Conv, Dense, avg_pool, flatten
+from jaxcnn.data import MIXINGS, epoch_batches, load_fashion_mnist_sample, preprocess
+from jaxcnn.layers import BatchNorm, Conv, Dense, Dropout, avg_pool, flatten
 from jaxcnn.models import LeNetModern
 from jaxcnn.train import Metrics, create_optimizer, create_train_state, eval_step, train_step
 from jaxcnn.train.pace import Pace
@@ -215,6 +216,78 @@ def test_each_device_has_a_dropout_of_its_own():
     assert (first != second).any()
 
 
+class Normalized(nn.Module):
+    dtype: jnp.dtype
+    dropout_rate: float = 0.25
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = Conv(4, 3, strides=2, padding=1, dtype=self.dtype)(x)
+        x = nn.tanh(BatchNorm(not train, axis_name=self.axis_name, dtype=self.dtype)(x))
+        x = Dropout(self.dropout_rate, not train, self.axis_name)(flatten(x))
+        return Dense(10, dtype=self.dtype)(x)
+
+
+class DropsOut(nn.Module):
+    """Its logits are what its dropout leaves of ones."""
+
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        zero = self.param("zero", nn.initializers.zeros, (1, 10))
+        return Dropout(0.5, not train, self.axis_name)(jnp.ones((len(images), 10)) + zero)
+
+
+def test_devices_that_share_a_batch_have_the_dropout_of_one():
+    optimizer, images, labels = optax.sgd(0.0), jnp.ones((6, 8, 8, 1)), jnp.zeros(6, jnp.int32)
+    state = create_train_state(DropsOut(), optimizer, (8, 8, 1))
+
+    def logits(axis_name, images, labels):
+        seen = []
+
+        def loss(logits, labels):
+            seen.append(lax.stop_gradient(logits))
+            return logits.sum(axis=1)
+
+        model = DropsOut(axis_name)
+        settings = {"model": model, "optimizer": optimizer, "axis_name": axis_name}
+        with jax.disable_jit(axis_name is None):
+            train_step(state, images, labels, loss=loss, **settings)
+        return seen[0]
+
+    whole = logits(None, images, labels)
+    mapped = jax.vmap(functools.partial(logits, "devices"), axis_name="devices")
+    split = mapped(images.reshape(3, 2, 8, 8, 1), labels.reshape(3, 2))
+    np.testing.assert_array_equal(split.reshape(6, 10), whole)
+    assert len(np.unique(np.asarray(whole), axis=0)) == 6  # no two examples have one mask
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+def test_dropout_is_flaxs(rate):
+    x, rngs = jnp.linspace(-1, 1, 300).reshape(5, 6, 10), {"dropout": jax.random.key(3)}
+    expected = nn.Dropout(rate, deterministic=False).apply({}, x, rngs=rngs)
+    np.testing.assert_array_equal(Dropout(rate, False).apply({}, x, rngs=rngs), expected)
+
+
+@pytest.mark.parametrize("num_parts", [1, 3])
+def test_a_step_leaves_padding_out(num_parts):
+    """Of the loss and of BatchNorm's statistics, in parts that are not of one size, too."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        model, optimizer = Normalized(jnp.dtype("float64"), dropout_rate=0.0), optax.sgd(0.5)
+        state = create_train_state(model, optimizer, (12, 12, 1), dtype=jnp.float64)
+        step = functools.partial(train_step, model=model, optimizer=optimizer)
+        step = jax.jit(functools.partial(step, gradient_accumulation_steps=num_parts))
+        images = jnp.asarray(np.random.default_rng(0).random((12, 12, 12, 1)))
+        labels, weights = jnp.arange(12) % 10, jnp.array([1.0] * 7 + [0.0] * 5)
+        steps = step(state, images, labels, weights), step(state, images[:7], labels[:7])
+        given, expected = jax.device_get(steps)
+    assert given[1].count == 7
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-12)
+    jax.tree.map(close, given, expected)
+
+
 def test_eval_step_ignores_padding():
     model = LeNetModern()
     state = create_train_state(model, optax.sgd(0.1), (12, 12, 1))
@@ -253,10 +326,10 @@ TINY = jax.eval_shape(functools.partial(create_train_state, Tiny(), optax.sgd(0.
         ({"labels": ((1, 10), "float32")}, r"got float32 \[1, 10\]"),
         ({"labels": ((4,), "float32")}, r"got float32 \[4\]"),
         ({"labels": ((4,), "bool")}, r"got bool \[4\]"),
-        ({"weights": ((), "float32")}, r"losses \[N\].*\[4\], \[4, 10\], \[4\] and \[\]"),
-        ({"weights": ((1,), "float32")}, r"\[4\], \[4, 10\], \[4\] and \[1\]"),
-        ({"weights": ((4, 1), "float32")}, r"\[4\], \[4, 10\], \[4\] and \[4, 1\]"),
-        ({"weights": ((5,), "float32")}, r"\[4\], \[4, 10\], \[4\] and \[5\]"),
+        ({"weights": ((), "float32")}, r"weights must be \[4\], one for each image, got \[\]"),
+        ({"weights": ((1,), "float32")}, r"weights must be \[4\].* got \[1\]"),
+        ({"weights": ((4, 1), "float32")}, r"weights must be \[4\].* got \[4, 1\]"),
+        ({"weights": ((5,), "float32")}, r"weights must be \[4\].* got \[5\]"),
     ],
 )
 def test_batches_that_promotion_or_broadcasting_would_accept_are_refused(changes, words):
@@ -275,6 +348,10 @@ def test_batches_that_promotion_or_broadcasting_would_accept_are_refused(changes
         with pytest.raises(ValueError, match=words) as error:
             jax.eval_shape(step, TINY, images, labels)
         assert "\n" not in str(error.value)
+    else:
+        step = functools.partial(train_step, model=model, optimizer=optimizer)
+        with pytest.raises(ValueError, match=words):
+            jax.eval_shape(step, TINY, images, labels, weights)
 
 
 def test_lists_and_batches_of_nothing_are_refused_in_training():
@@ -370,38 +447,50 @@ def test_a_state_is_made_with_what_optax_has():
         assert jax.eval_shape(make).opt_state.mini_step.shape == ()
 
 
-class Normalized(nn.Module):
-    axis_name: str | None = None
+def blend(key, images, targets):
+    share = jax.random.uniform(key, dtype=images.dtype)
+    return tuple(share * x + (1 - share) * jnp.roll(x, 1, axis=0) for x in (images, targets))
 
-    @nn.compact
-    def __call__(self, x, train=False):
-        x = Conv(4, 3, strides=2, padding=1, dtype=jnp.float64)(x)
-        norm = BatchNorm(not train, axis_name=self.axis_name, dtype=jnp.float64)
-        return Dense(10, dtype=jnp.float64)(flatten(nn.relu(norm(x))))
+
+@functools.cache
+def trained_over(num_devices, data_parallel, dtype, num_parts):
+    """The losses of 20 steps, and the state after them; batches of 15, which few can share."""
+    config = small_config(num_devices=num_devices, data_parallel=data_parallel, batch_size=15)
+    config.update(dtype=dtype, gradient_accumulation_steps=num_parts, image_size=12, momentum=0.5)
+    config.update(learning_rate=0.05, ema_decay=0.9, augmentation="flip", mixing="blend")
+    are_double, promotion = dtype == "float64", jax.numpy_dtype_promotion("standard")
+    with jax.enable_x64(are_double), promotion, pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MIXINGS, "blend", blend)
+        model = Normalized(jnp.dtype(dtype))
+        setup = prepare(config, model=model, train=TRAIN.first(60), test=TEST.first(19))
+        programs = Programs(setup)
+        state, rows = run(setup, programs, setup.state, 0, 20)
+        assert [row.count for row in rows] == [15] * 20
+        return losses_of(rows), jax.device_get(state)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_parts", [1, 2])
-def test_devices_agree_in_float64(num_parts):
-    """Synchronised BatchNorm, averaged gradients, the smaller last batch: all as on one device."""
-    model, results = Normalized(), []
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        for n in (1, 8):
-            config = small_config(num_devices=n, batch_size=16, learning_rate=0.05)
-            config.update(dtype="float64", gradient_accumulation_steps=num_parts)
-            setup = prepare(config, model=model, train=TRAIN.first(56), test=TEST.first(19))
-            programs = Programs(setup)
-            state, rows = run(setup, programs, setup.state, 0, 8)
-            total = list(programs.evaluate(state))[-1].total()
-            results.append((losses_of(rows), jax.device_get(state), total))
-    (losses, state, total), (losses_n, state_n, total_n) = results
-    assert len(losses) == 8
-    np.testing.assert_allclose(losses_n, losses, rtol=1e-6)  # losses are logged in float32
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11), state_n, state
-    )
-    assert total.count == total_n.count == 19
-    assert abs(total.loss_sum - total_n.loss_sum) < 1e-4
+@pytest.mark.parametrize(
+    ("num_devices", "data_parallel", "dtype", "num_parts"),
+    [
+        (2, "pmap", "float64", 1),
+        (4, "jit", "float64", 1),
+        (8, "pmap", "float64", 1),
+        (8, "jit", "float64", 1),
+        (2, "jit", "float64", 4),
+        (4, "pmap", "float64", 4),
+        (8, "pmap", "float32", 1),
+        (2, "jit", "float32", 1),
+    ],
+)
+def test_devices_take_the_steps_of_one(num_devices, data_parallel, dtype, num_parts):
+    """With all that couples examples or draws numbers, and batches that end with padding."""
+    losses, state = trained_over(1, "pmap", dtype, num_parts)
+    losses_n, state_n = trained_over(num_devices, data_parallel, dtype, num_parts)
+    np.testing.assert_allclose(losses_n, losses, rtol=1e-5)  # logged in float32 at most
+    tolerance = 1e-10 if dtype == "float64" else 1e-5
+    close = functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
+    jax.tree.map(close, state_n, state)
 
 
 @pytest.mark.slow
@@ -473,9 +562,9 @@ def test_a_run_computes_each_batch_in_its_parts(tiny_config, monkeypatch):
     """As many of its own on each of two devices; the last batch, of 20 examples, takes five."""
     taken = set()
 
-    def remember(state, images, labels, **settings):
+    def remember(state, images, labels, weights, **settings):
         taken.add((len(images), settings["gradient_accumulation_steps"]))
-        return train_step(state, images, labels, **settings)
+        return train_step(state, images, labels, weights, **settings)
 
     monkeypatch.setattr("jaxcnn.train.programs.train_step", remember)
     tiny_config.update(batch_size=16, gradient_accumulation_steps=4, num_devices=2)

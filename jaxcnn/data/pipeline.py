@@ -14,6 +14,10 @@ from jaxcnn.ops.sizes import as_integer
 # d2l and PyTorch's DataLoader do it, or join the batch before them.
 LAST_BATCH = ("smaller", "merged")
 
+# Halves are rounded up, those too that float32 puts a little lower: programs for other devices or
+# other sizes of batch sum in other orders, and have the same grey levels all the same.
+_ROUND_UP = 0.5 + 2**-10
+
 
 def epoch_sizes(num_examples: int, batch_size: int, last_batch: str = "smaller") -> tuple[int, int]:
     """Return how many batches of an epoch are full, and the size of the last one if it is not.
@@ -123,7 +127,7 @@ def preprocess(
         batch, height, _, channels = images.shape
         for size in ((height, image_size), (image_size, image_size)):
             x = jax.image.resize(x, (batch, *size, channels), method="bilinear", antialias=True)
-            x = jnp.floor(x + 0.5)
+            x = jnp.floor(x + _ROUND_UP)
     return (x / 255.0).astype(dtype)
 
 

@@ -36,7 +36,7 @@ class AlexNet(nn.Module):
         num_classes: number of logits; 0 for the 4096 features before them.
         dropout_rate: share of hidden units dropped in training.
         dtype: of the computation; parameters are float32, logits at least that.
-        axis_name: unused (there is no BatchNorm); every model has it.
+        axis_name: mapped axis whose devices share the batch, for the masks of dropout.
         implementation: 'auto', 'xla' or None, as for `jaxcnn.ops.conv2d`.
 
     Raises:
@@ -62,7 +62,7 @@ class AlexNet(nn.Module):
         conv = partial(Conv, activation=relu, dtype=self.dtype, implementation=self.implementation)
         dense = partial(Dense, dtype=self.dtype, implementation=self.implementation)
         pool = partial(max_pool, window=3, strides=2, implementation=self.implementation)
-        dropout = partial(Dropout, self.dropout_rate, deterministic=not train)
+        dropout = partial(Dropout, self.dropout_rate, not train, self.axis_name)
         layers: list[Callable] = [
             conv(96, 11, strides=4, padding=1, name="conv1"),
             pool,

@@ -86,7 +86,7 @@ class NiN(nn.Module):
             takes, 384 features.
         dropout_rate: share of the last block's inputs dropped in training.
         dtype: of the computation; parameters are float32, logits at least that.
-        axis_name: unused (there is no BatchNorm); every model has it.
+        axis_name: mapped axis whose devices share the batch, for the masks of dropout.
         implementation: 'auto', 'xla' or None, as for `jaxcnn.ops.conv2d`.
 
     Raises:
@@ -115,7 +115,7 @@ class NiN(nn.Module):
         layers: list[Callable] = []
         for i, (channels, kernel_size, strides, padding) in enumerate(self.arch, start=1):
             layers += [block(channels, kernel_size, strides, padding, name=f"block{i}"), pool]
-        layers.append(Dropout(self.dropout_rate, deterministic=not train))
+        layers.append(Dropout(self.dropout_rate, not train, self.axis_name))
         if self.num_classes:
             layers.append(block(self.num_classes, 3, 1, 1, name="last"))
         layers.append(global_avg_pool)

@@ -77,7 +77,7 @@ class VGG(nn.Module):
         hidden_features: units of each of the two hidden layers.
         dropout_rate: share of hidden units dropped in training.
         dtype: of the computation; parameters are float32, logits at least that.
-        axis_name: unused (there is no BatchNorm); every model has it.
+        axis_name: mapped axis whose devices share the batch, for the masks of dropout.
         implementation: 'auto', 'xla' or None, as for `jaxcnn.ops.conv2d`.
 
     Raises:
@@ -108,7 +108,7 @@ class VGG(nn.Module):
             block(num_convs, out_channels, name=f"block{i}")
             for i, (num_convs, out_channels) in enumerate(self.arch, start=1)
         ]
-        dropout = partial(Dropout, self.dropout_rate, deterministic=not train)
+        dropout = partial(Dropout, self.dropout_rate, not train, self.axis_name)
         layers: list[Callable] = [
             *blocks,
             flatten,

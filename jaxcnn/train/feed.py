@@ -167,8 +167,11 @@ class _Streamed:
         """Return the one batch that there is.
 
         It is gathered, although it is there: so the program differs in its indices alone from that
-        of images in memory, and XLA, which fuses operations, rounds alike in both.
+        of images in memory, and XLA, which fuses operations, rounds alike in both. A program that
+        `jit` divides would gather it from all devices, and takes it as it is.
         """
+        if self._setup.parallel.is_divided:
+            return Batch(*(_row(array, position) for array in batches.batch))
         examples = Examples(batches.batch.images[0], batches.batch.labels[0])
         indices = _row(batches.batch.indices, position)
         return Batch(*_gather(examples, _row(batches.rows, position)), indices)
@@ -234,17 +237,25 @@ class EvaluationStreamed(_Streamed):
 
 
 class _Order:
-    """The indices of each epoch's batches, as `epoch_batches` has them, on the host."""
+    """The indices of each epoch's batches, as `epoch_batches` has them, on the host.
+
+    Where devices or parts cannot share a batch equally, it ends with padding, -1.
+    """
 
     def __init__(self, setup: Setup):
         config, count = setup.config, len(setup.train.labels)
         options = cpu.QUICK_TO_COMPILE if setup.parallel.platform == "cpu" else {}
         permute = jax.jit(epoch_batches, static_argnums=(2, 3, 4), compiler_options=options)
 
+        def padded(batches: np.ndarray) -> np.ndarray:
+            size = batches.shape[1]
+            missing = setup.padded_size(size) - size if size else 0
+            return np.pad(batches, ((0, 0), (0, missing)), constant_values=-1)
+
         @lru_cache(maxsize=2)  # threads that read ahead are in the next epoch already
         def indices(epoch: int) -> tuple[np.ndarray, np.ndarray]:
             full, last = permute(config.seed, epoch, count, config.batch_size, config.last_batch)
-            return np.asarray(full), np.asarray(last)
+            return padded(np.asarray(full)), padded(np.asarray(last))
 
         self._indices, self._lock = indices, threading.Lock()
 

@@ -5,7 +5,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcnn.machine import memory_bytes
@@ -16,17 +18,22 @@ T = TypeVar("T")
 
 
 class DataParallel:
-    """Compiles a program for one device with `jit`, or for several with `pmap`.
+    """Compiles a program for one device with `jit`, or for several with `pmap` or `jit`.
 
     Several devices hold copies of all arrays but the batches, of which each takes an equal shard.
+    With `pmap` the program is that of one device, which sees its own shard and reduces over
+    `axis_name`. With `jit` it is that of whole batches: XLA divides it, and adds what the devices
+    must exchange.
 
     Attributes:
         devices: those in use.
-        axis_name: of the mapped axis; None for one device.
+        axis_name: of the axis that `pmap` maps; None for one device, and with `jit`.
+        is_divided: whether `jit` divides a program over several devices.
 
     Args:
         num_devices: how many of the local devices to use; 0 for all.
-        devices: to use in place of those.
+        mode: 'pmap' or 'jit', for several devices.
+        devices: to use in place of the local ones.
 
     >>> parallel = DataParallel(num_devices=1)
     >>> data = parallel.replicate(np.arange(8.0))
@@ -36,12 +43,15 @@ class DataParallel:
     Array([ 3., 18.], dtype=float32)
     """
 
-    def __init__(self, num_devices: int = 0, devices: Sequence[Any] = ()):
+    def __init__(self, num_devices: int = 0, mode: str = "pmap", devices: Sequence[Any] = ()):
         self.devices = list(devices) or jax.local_devices()[: num_devices or None]
-        self.axis_name = AXIS if len(self.devices) > 1 else None
-        mesh = Mesh(np.array(self.devices), (AXIS,))
-        self._replicated = NamedSharding(mesh, PartitionSpec())
-        self._sharded = NamedSharding(mesh, PartitionSpec(AXIS))
+        are_several = len(self.devices) > 1
+        self.axis_name = AXIS if are_several and mode == "pmap" else None
+        self.is_divided = are_several and mode == "jit"
+        mesh, whole = Mesh(np.array(self.devices), (AXIS,)), PartitionSpec()
+        self._replicated = NamedSharding(mesh, whole)
+        shards = {"pmap": PartitionSpec(AXIS), "jit": PartitionSpec(None, AXIS)}
+        self._sharded = NamedSharding(mesh, shards[mode] if are_several else whole)
 
     @property
     def platform(self) -> str:
@@ -58,7 +68,7 @@ class DataParallel:
 
     def replicate(self, tree: Any) -> Any:
         """Copy arrays to every device; their shapes do not change."""
-        return jax.device_put(tree, self._replicated)
+        return self._place(tree, self._replicated)
 
     def shard(self, batches: T) -> T:
         """Give every device its shard of every batch.
@@ -68,17 +78,46 @@ class DataParallel:
                 the number of devices.
 
         Returns:
-            [devices, steps, batch_size / devices, ...] on several devices; the same shape on one.
+            Of the same shape; with `pmap`, [devices, steps, batch_size / devices, ...].
         """
         if self.axis_name is None:
-            return jax.device_put(batches, self._replicated)
+            return self._place(batches, self._sharded)
         n = len(self.devices)
 
         def split(batch: np.ndarray) -> np.ndarray:
             steps, batch_size, *rest = batch.shape
             return batch.reshape(steps, n, batch_size // n, *rest).swapaxes(0, 1)
 
-        return jax.device_put(jax.tree.map(split, batches), self._sharded)
+        return self._place(jax.tree.map(split, batches), self._sharded)
+
+    def _place(self, tree: T, sharding: NamedSharding) -> T:
+        """Put arrays on the devices."""
+        return jax.device_put(tree, sharding)
+
+    def on_whole_batch(
+        self, function: Callable[..., Sequence[jax.Array]], size: int, *arrays: jax.Array
+    ) -> Sequence[jax.Array]:
+        """Apply a function of a whole batch in a program; return the device's part of its results.
+
+        With `pmap` every device gathers the batch, and computes all of it.
+
+        Args:
+            function: of arrays [size, ...], to as many of the same lengths.
+            size: examples of the batch, without the padding at its end.
+            *arrays: [N, ...], the device's shard of each; padding is returned as it is.
+        """
+        whole: Sequence[jax.Array] = arrays
+        if self.axis_name is not None:
+            whole = [lax.all_gather(x, self.axis_name, tiled=True) for x in arrays]
+        results = function(*(x[:size] for x in whole))
+        if len(whole[0]) > size:
+            pairs = zip(results, whole, strict=True)
+            results = [jnp.concatenate([result, x[size:]]) for result, x in pairs]
+        if self.axis_name is None:
+            return results
+        length = len(arrays[0])
+        start = length * lax.axis_index(self.axis_name)
+        return [lax.dynamic_slice_in_dim(result, start, length) for result in results]
 
     def lower(
         self, program: Callable, *args: Any, donate: tuple[int, ...] = ()
@@ -96,7 +135,9 @@ class DataParallel:
         """
         options = cpu.compiler_options() if self.platform == "cpu" else {}
         if self.axis_name is None:
-            return partial(jax.jit(program, donate_argnums=donate).lower(*args).compile, options)
+            place = self._replicated if self.is_divided else None  # whole, on every device
+            compiled = jax.jit(program, donate_argnums=donate, out_shardings=place)
+            return partial(compiled.lower(*args).compile, options)
         mapped = jax.pmap(
             program,
             axis_name=self.axis_name,

@@ -26,6 +26,7 @@ from jaxcnn.train.protocol import (
     check_mixing,
     check_model,
     check_optimizer,
+    check_padding,
     set_axis_name,
 )
 from jaxcnn.train.sets import load_sets
@@ -76,20 +77,14 @@ def prepare(
     _check_settings(config, model, optimizer)
     settings = _settings(config, model, optimizer, train, test if has_test else train)
     sets = load_sets(config, train, validation, test, has_test)
-    parallel = DataParallel(config.num_devices)
+    parallel = DataParallel(config.num_devices, config.data_parallel)
     loading = choose_loading(
         config.data_loading, filter(None, sets), memory_bytes=parallel.memory_bytes()
     )
-    check_batches(
-        config.batch_size,
-        len(sets.train.labels),
-        len(parallel.devices),
-        config.last_batch,
-        config.gradient_accumulation_steps,
-    )
+    check_batches(config.batch_size, len(sets.train.labels), config.gradient_accumulation_steps)
     settings["num_classes"] = config.num_classes or len(sets.train.class_names)
     built = _build_model(config, model, sets.train, parallel, settings["dataset"])
-    _check_augmentation(config, sets.train, len(parallel.devices))
+    _check_augmentation(config, sets.train)
     create_state = partial(
         create_train_state,
         built.model,
@@ -103,7 +98,7 @@ def prepare(
         optimizer = create_optimizer(config, config.num_epochs * (full + bool(last)))
     check_optimizer(optimizer, jax.eval_shape(partial(create_state, optax.identity())).params)
     traced = jax.jit(partial(create_state, optimizer)).trace()
-    return Setup(
+    setup = Setup(
         config=config,
         parallel=parallel,
         loading=loading,
@@ -114,6 +109,8 @@ def prepare(
         **sets._asdict(),
         **built._asdict(),
     )
+    _check_padding(setup)
+    return setup
 
 
 def _check_settings(config: ConfigDict, model: Any, optimizer: Any) -> None:
@@ -165,16 +162,28 @@ def _build_model(
         parallel: the devices.
         name: of the data set.
     """
-    num_classes, num_devices = len(train.class_names), len(parallel.devices)
+    num_classes = len(train.class_names)
+    num_mapped = len(parallel.devices) if parallel.axis_name else 1
     model = _create_model(config, num_classes, name) if given is None else given
     if given is not None or not is_own_model(config.model):
         shape = _image_shape(config, train)
-        check_model(model, shape, num_classes, num_devices, DTYPES[config.dtype])
+        check_model(model, shape, num_classes, num_mapped, DTYPES[config.dtype])
     described = None if given is None else describe_model(model)
     normalization = None if config.normalization == "none" else channel_statistics(train.images)
     if normalization is not None:
         model = Normalized(model, *normalization)
     return _Built(set_axis_name(model, parallel.axis_name), described, normalization)
+
+
+def _check_padding(setup: Setup) -> None:
+    """Check that a model with batch statistics leaves padding out, if there is any."""
+    config, devices = setup.config, len(setup.parallel.devices)
+    for size in batch_sizes(len(setup.train.labels), config.batch_size, config.last_batch):
+        if setup.shapes.batch_stats and setup.padded_size(size) > size:
+            parts = setup.count_parts(size)
+            what = f"a batch of {size} for {devices} device(s)"
+            what += f" in {parts} parts" if parts > 1 else ""
+            check_padding(setup.model, _image_shape(config, setup.train), what)
 
 
 def _image_shape(config: ConfigDict, train: Dataset) -> tuple[int, int, int]:
@@ -204,7 +213,7 @@ def _check_num_classes(given: int, num_classes: int, dataset: str) -> None:
         )
 
 
-def _check_augmentation(config: ConfigDict, train: Dataset, num_devices: int) -> None:
+def _check_augmentation(config: ConfigDict, train: Dataset) -> None:
     """Check what the augmentation makes of the first images, and mixing of each size of batch."""
     image_shape, dtype = _image_shape(config, train), DTYPES[config.dtype]
     for name, function in parse_augmentation(config.augmentation):
@@ -216,7 +225,7 @@ def _check_augmentation(config: ConfigDict, train: Dataset, num_devices: int) ->
     if mixing is None:
         return
     for size in batch_sizes(len(train.labels), config.batch_size, config.last_batch):
-        shape, targets = (size // num_devices, *image_shape), (size // num_devices, 2)
+        shape, targets = (size, *image_shape), (size, 2)
         check_mixing(
             *mixing,
             jax.ShapeDtypeStruct(shape, dtype),

@@ -9,7 +9,7 @@ batch streams from disk (see `jaxcnn.train.feed`).
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import cached_property, partial
 from typing import Any
@@ -148,37 +148,44 @@ class Programs:
     def _compile_train(self, is_last: bool) -> Future[Callable]:
         """Compile training on full batches, or on a last one of another size."""
         args = (self._setup.shapes, self._counts[1], *self._arguments[is_last])
-        return self._compiler.submit(self._train_program, *args, donate=(0,))
+        program = partial(self._train_program, self._setup.batch_size(is_last))
+        return self._compiler.submit(program, *args, donate=(0,))
 
     def _train_program(
-        self, state: TrainState, count: jax.Array, data: Any, batches: Any
+        self, size: int, state: TrainState, count: jax.Array, data: Any, batches: Any
     ) -> tuple[TrainState, Metrics]:
-        """Take the next `count` steps; see `Feed` for the data and batches."""
+        """Take the next `count` steps, of `size` examples; see `Feed` for the data and batches."""
+        take_step = partial(self._take_step, size, data=data, batches=batches)
         if not self._loops:
-            state, metrics = self._take_step(state, data, batches)
+            state, metrics = take_step(state)
             return state, jax.tree.map(lambda x: x[None], metrics)
 
         def body(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, entries = carry
-            state, metrics = self._take_step(state, data, batches)
+            state, metrics = take_step(state)
             return state, jax.tree.map(lambda entry, x: entry.at[i].set(x), entries, metrics)
 
         return lax.fori_loop(0, count, body, (state, _no_metrics(self._setup, (self.max_steps,))))
 
-    def _take_step(self, state: TrainState, data: Any, batches: Any) -> tuple[TrainState, Metrics]:
+    def _take_step(
+        self, size: int, state: TrainState, data: Any, batches: Any
+    ) -> tuple[TrainState, Metrics]:
         """Take the step whose batch is next, by the step count in the state."""
         setup = self._setup
         batch = self._feed.take(data, batches, state.step % setup.steps_per_epoch)
-        batch_size = len(batch.labels) * len(setup.parallel.devices)
+        weights = _weights(batch) if setup.padded_size(size) > size else None
         images = self._augment(_preprocess(setup, batch), batch.indices, state.step)
+        images, labels = self._mix(size, images, batch.labels, state.step)
         return train_step(
             state,
-            *self._mix(images, batch.labels, state.step),
+            images,
+            labels,
+            weights,
             model=setup.model,
             optimizer=setup.optimizer,
             loss=self._loss,
             ema_decay=setup.config.ema_decay,
-            gradient_accumulation_steps=setup.count_parts(batch_size),
+            gradient_accumulation_steps=setup.count_parts(size),
             seed=setup.config.seed,
             axis_name=setup.parallel.axis_name,
         )
@@ -198,16 +205,16 @@ class Programs:
         return jax.vmap(augment)(indices, images)
 
     def _mix(
-        self, images: jax.Array, labels: jax.Array, step: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Mix the images of a batch, with random numbers that depend on (seed, step, device)."""
+        self, size: int, images: jax.Array, labels: jax.Array, step: jax.Array
+    ) -> Sequence[jax.Array]:
+        """Mix the images of a batch, with random numbers that depend on (seed, step)."""
         if self._mixing is None:
             return images, labels
         setup = self._setup
-        key = derive_key(setup.config.seed, Purpose.MIX, step, setup.parallel.axis_name)
+        mix = partial(self._mixing[1], derive_key(setup.config.seed, Purpose.MIX, step))
         dtype = jnp.promote_types(images.dtype, jnp.float32)  # of labels: their shares are exact
         targets = jax.nn.one_hot(labels, setup.num_logits, dtype=dtype)
-        return self._mixing[1](key, images, targets)
+        return setup.parallel.on_whole_batch(mix, size, images, targets)
 
 
 class Evaluator:
@@ -276,8 +283,7 @@ class Evaluator:
         def add_batch(_: int | jax.Array, carry: tuple[Metrics, jax.Array]):
             total, position = carry
             batch = self._feed.take(data, batches, position)
-            weights = (batch.indices >= 0).astype(jnp.float32)
-            metrics = step(state, _preprocess(setup, batch), batch.labels, weights)
+            metrics = step(state, _preprocess(setup, batch), batch.labels, _weights(batch))
             return total + metrics, position + 1
 
         if not self._loops:
@@ -287,6 +293,11 @@ class Evaluator:
 
 def _preprocess(setup: Setup, batch: Batch) -> jax.Array:
     return preprocess(batch.images, setup.config.image_size, DTYPES[setup.config.dtype])
+
+
+def _weights(batch: Batch) -> jax.Array:
+    """Return 1 for each example and 0 for padding."""
+    return (batch.indices >= 0).astype(jnp.float32)
 
 
 def _counts(setup: Setup, most: int) -> tuple[jax.Array, ...]:

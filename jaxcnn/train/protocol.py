@@ -6,7 +6,7 @@ before anything is compiled. `jaxcnn.data.check_dataset` is the same for data.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -19,6 +19,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from jaxcnn.errors import ConfigError, first_line
+from jaxcnn.layers import BatchNorm
 from jaxcnn.train.state import TrainState, create_train_state, is_optimizer
 from jaxcnn.train.trees import first_difference, shapes_by_name
 
@@ -56,15 +57,17 @@ def check_model(
     - `model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key})`
       returns logits and the updated `batch_stats`, of the same shapes and dtypes as before.
     - `model.apply(variables, images, train=False)` returns logits.
-    - On several devices, a model with `batch_stats` has a field `axis_name`: training sets it to
-      the mapped axis, over which the model averages its batch statistics (as `axis_name` of
-      `flax.linen.BatchNorm` does).
+    - On several devices that `pmap` maps over, a model with `batch_stats` has a field `axis_name`:
+      training sets it to the mapped axis, over which the model averages its batch statistics (as
+      `axis_name` of `flax.linen.BatchNorm` does).
+    - Where batches are padded, for devices or parts that cannot share them equally, all
+      `batch_stats` are those of `jaxcnn.layers.BatchNorm`: see `check_padding`.
 
     Args:
         model: the module.
         image_shape: (H, W, C) of one image.
         num_classes: of the data set.
-        num_devices: to train on.
+        num_devices: that `pmap` maps over.
         dtype: of the images.
 
     Raises:
@@ -87,7 +90,43 @@ def check_model(
         raise ConfigError(
             f"{name} has batch_stats but no field axis_name, so {num_devices} devices cannot share "
             "its batch statistics; add the field and hand it to BatchNorm, or set "
-            "config.num_devices=1"
+            "config.num_devices=1 or config.data_parallel='jit'"
+        )
+
+
+def check_padding(model: nn.Module, image_shape: tuple[int, int, int], what: str) -> None:
+    """Check that padding does not count in a model's batch statistics.
+
+    Args:
+        model: follows `check_model`.
+        image_shape: (H, W, C) of one image.
+        what: is padded, for the error.
+
+    Raises:
+        ConfigError: if a module other than `jaxcnn.layers.BatchNorm` keeps some.
+
+    >>> from jaxcnn.models import ResNet18
+    >>> check_padding(ResNet18(), (32, 32, 1), "a batch of 9 for 2 devices")
+    """
+    found = set()
+
+    def look(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        result, module = call(*args, **kwargs), context.module
+        if not isinstance(module, BatchNorm):
+            kept = module.variables.get("batch_stats", {}).values()
+            if any(not isinstance(each, Mapping) for each in kept):
+                found.add(type(module).__qualname__)
+        return result
+
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    with nn.intercept_methods(look):
+        jax.eval_shape(set_axis_name(model, None).init, jax.random.key(0), images)
+    if found:
+        raise ConfigError(
+            f"{what} is padded, which would count in the batch statistics of "
+            f"{' and '.join(sorted(found))} in model {type(model).__name__}; use "
+            "jaxcnn.layers.BatchNorm, or give a config.batch_size and a number of examples that "
+            "can be shared equally"
         )
 
 

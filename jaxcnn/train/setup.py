@@ -96,6 +96,10 @@ class Setup:
         config = self.config
         return epoch_sizes(len(self.train.labels), config.batch_size, config.last_batch)
 
+    def batch_size(self, is_last: bool) -> int:
+        """Return the examples of a full batch, or of a last one of another size."""
+        return self._epoch_sizes[1] if is_last else self.config.batch_size
+
     @property
     def num_steps(self) -> int:
         """Steps of the whole run."""
@@ -104,7 +108,7 @@ class Setup:
     @property
     def part_size(self) -> int:
         """Examples that are computed at a time, on all devices: a full batch, or a part of it."""
-        return self.config.batch_size // self.config.gradient_accumulation_steps
+        return -(-self.config.batch_size // self.config.gradient_accumulation_steps)
 
     @property
     def evaluation_size(self) -> int:
@@ -118,8 +122,10 @@ class Setup:
         Args:
             batch_size: examples of the batch, on all devices.
         """
-        is_whole = self.config.gradient_accumulation_steps == 1
-        return 1 if is_whole else -(-batch_size // self.part_size)
+        num_parts = self.config.gradient_accumulation_steps
+        if num_parts == 1 or batch_size == self.config.batch_size:
+            return num_parts
+        return -(-batch_size // self.part_size)
 
     def smallest_part(self, batch_size: int) -> int:
         """Return the examples of a batch's smallest part, on all devices.
@@ -127,8 +133,16 @@ class Setup:
         Args:
             batch_size: examples of the batch, on all devices.
         """
-        num_devices = len(self.parallel.devices)
-        return batch_size // num_devices // self.count_parts(batch_size) * num_devices
+        return batch_size // self.count_parts(batch_size)
+
+    def padded_size(self, batch_size: int) -> int:
+        """Return the length of a batch with the padding that lets devices share its parts equally.
+
+        Args:
+            batch_size: examples of the batch, on all devices.
+        """
+        shares = len(self.parallel.devices) * self.count_parts(batch_size)
+        return -(-batch_size // shares) * shares
 
     @property
     def num_logits(self) -> int:

@@ -1,5 +1,6 @@
 """One step of training and of evaluation: pure functions of a state and a batch."""
 
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from flax import linen as nn
 from jax import lax
 
 from jaxcnn.keys import Purpose, derive_key
+from jaxcnn.layers import DROPOUT_OF_BATCH, weigh_examples
 from jaxcnn.ops import cpu
 from jaxcnn.ops.sharding import vary_over
 from jaxcnn.ops.sizes import as_integer
@@ -23,6 +25,7 @@ def train_step(
     state: TrainState,
     images: jax.Array,
     labels: jax.Array,
+    weights: jax.Array | None = None,
     *,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -39,10 +42,14 @@ def train_step(
     the new state can then reuse.
 
     With `gradient_accumulation_steps` the gradients of the parts (micro-batches) add up to those of
-    the batch, for one step of the optimizer. The sizes of the parts differ by one at most. The step
-    is that of the whole batch up to rounding, but for BatchNorm and dropout: BatchNorm normalizes
-    each part by its own statistics and moves its running averages once for each part, as in
-    PyTorch, and each part has a dropout mask of its own.
+    the batch, for one step of the optimizer. Of k parts, each takes every k-th example, so their
+    sizes differ by one at most. The step is that of the whole batch up to rounding, but for
+    BatchNorm and dropout: BatchNorm normalizes each part by its own statistics and moves its
+    running averages once for each part, as in PyTorch, and each part has a dropout mask of its own.
+
+    Several devices (`axis_name`) together take the step of one device on the whole batch, up to
+    rounding, if the batch is divided in order, the padding last. With parts, each device's examples
+    are a multiple of them.
 
     Args:
         state: before the step.
@@ -50,6 +57,8 @@ def train_step(
         labels: integers [N], from 0 to the number of logits less 1, or floating point [N, K], a
             probability for each class. Shapes and dtypes are checked, values cannot be while
             compiled: an integer out of range makes the loss NaN.
+        weights: [N], 1 for an example and 0 for padding, whose image is any finite one; None if
+            there is no padding. Padding counts neither in the loss nor in BatchNorm's statistics.
         model: maps images to logits; built with the same `axis_name`.
         optimizer: the one that the state was created with.
         loss: maps logits [N, K] and labels to the loss of each example [N].
@@ -57,8 +66,8 @@ def train_step(
         gradient_accumulation_steps: parts that the batch is computed in, one after the other, so
             that the memory of one part is enough; see above.
         seed: of dropout, whose masks depend on (seed, step).
-        axis_name: mapped axis that the batch is split over; gradients are averaged over it and
-            metrics summed. None on one device.
+        axis_name: mapped axis that the batch is split over; gradients and metrics are summed over
+            it. None on one device.
 
     Returns:
         The state after the step and this batch's metrics (those of all devices), computed before
@@ -66,8 +75,8 @@ def train_step(
 
     Raises:
         ValueError: if images or labels are of another dtype, there are no images, or there is not
-            one label for each; if the model would average its batch statistics over other axes; or
-            if there are more parts than images.
+            one label and one weight for each; if the model would average its batch statistics over
+            other axes; or if there are more parts than images.
 
     >>> from functools import partial
     >>> from jaxcnn.models import LeNet
@@ -79,7 +88,7 @@ def train_step(
     >>> int(state.step), int(metrics.count)
     (1, 4)
     """
-    _check_batch(images, labels, may_be_probabilities=True)
+    _check_batch(images, labels, weights, may_be_probabilities=True)
     if images.shape[0] == 0:
         raise ValueError("train_step takes at least one image, got none: there is no mean loss")
     num_parts = as_integer(gradient_accumulation_steps, "gradient_accumulation_steps")
@@ -93,19 +102,25 @@ def train_step(
             f"train_step has axis_name={axis_name!r} and the model {model.axis_name!r}; give both "
             "the same, over which BatchNorm averages its statistics"
         )
-    key = derive_key(seed, Purpose.DROPOUT, state.step, axis_name)
     params = vary_over(state.params, axis_name)
-    compute = partial(_compute_gradients, params, model=model, loss=loss)
+    keys = _dropout_keys(seed, state.step, axis_name)
+    count = images.shape[0] if weights is None else weights.sum()
+    compute = partial(
+        _compute_gradients,
+        params,
+        model=model,
+        loss=loss,
+        count=count if axis_name is None else lax.psum(count, axis_name),
+    )
     if num_parts == 1:
-        grads, batch_stats, metrics = compute(state.batch_stats, images, labels, key)
+        grads, batch_stats, metrics = compute(state.batch_stats, images, labels, weights, keys)
     else:
         zeros = vary_over(jax.tree.map(jnp.zeros_like, params), axis_name)
         grads, batch_stats, metrics = _accumulate(
-            compute, (zeros, state.batch_stats), (images, labels), key, num_parts
+            compute, (zeros, state.batch_stats), (images, labels, weights), keys, num_parts
         )
     if axis_name is not None:
-        grads = lax.pmean(grads, axis_name)
-        metrics = lax.psum(metrics, axis_name)
+        grads, metrics = lax.psum((grads, metrics), axis_name)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     state = TrainState(
         step=state.step + 1,
@@ -117,49 +132,68 @@ def train_step(
     return update_ema(state, ema_decay), metrics
 
 
+def _dropout_keys(seed: int, step: jax.Array, axis_name: str | None) -> dict[str, jax.Array]:
+    """Return the keys of dropout: each device's own and, over several, one that they share."""
+    keys = {"dropout": derive_key(seed, Purpose.DROPOUT, step, axis_name)}
+    if axis_name is not None:
+        keys[DROPOUT_OF_BATCH] = derive_key(seed, Purpose.DROPOUT, step)
+    return keys
+
+
 def _compute_gradients(
     params: Any,
     batch_stats: Any,
     images: jax.Array,
     labels: jax.Array,
-    key: jax.Array,
+    weights: jax.Array | None,
+    keys: dict[str, jax.Array],
     *,
     model: nn.Module,
     loss: Loss,
+    count: int | jax.Array,
 ) -> tuple[Any, Any, Metrics]:
-    """Return the gradients of the mean loss, the running averages after the batch, and its metrics.
+    """Return the gradients of a loss, the running averages after the batch, and its metrics.
 
     Args:
         params: of the model.
         batch_stats: before the batch.
-        images: of the batch.
-        labels: of the batch.
-        key: of dropout.
+        images: of the batch, or of a part of it.
+        labels: likewise.
+        weights: likewise; None if all are examples.
+        keys: of dropout.
         model: maps images to logits.
-        loss: see `train_step`.
+        loss: see `train_step`; it is summed, and divided by `count`.
+        count: examples of the whole batch, on all devices.
     """
 
     def loss_fn(params: Any) -> tuple[jax.Array, Any]:
-        logits, updates = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": key},
-        )
+        with weigh_examples(weights):
+            logits, updates = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+                rngs=keys,
+            )
         losses = loss(logits, labels)
-        return losses.mean(), (losses, logits, updates.get("batch_stats", {}))
+        if weights is not None:
+            counted = jnp.where(weights == 0, 0, losses * weights.astype(losses.dtype))
+        else:
+            counted = losses
+        mean = counted.sum() / jnp.asarray(count, losses.dtype)
+        return mean, (losses, logits, updates.get("batch_stats", {}))
 
     grads, (losses, logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(params)
     classes = labels if labels.ndim == 1 else labels.argmax(axis=-1)
-    return grads, batch_stats, Metrics.from_batch(losses, logits, classes, jnp.ones_like(losses))
+    weights = jnp.ones_like(losses) if weights is None else weights
+    return grads, batch_stats, Metrics.from_batch(losses, logits, classes, weights)
 
 
 def _accumulate(
     compute: Callable[..., tuple[Any, Any, Metrics]],
     init: tuple[Any, Any],
-    batch: tuple[jax.Array, jax.Array],
-    key: jax.Array,
+    batch: tuple[jax.Array, jax.Array, jax.Array | None],
+    keys: dict[str, jax.Array],
     num_parts: int,
 ) -> tuple[Any, Any, Metrics]:
     """Return what `compute` returns for a batch, computed part by part.
@@ -167,32 +201,27 @@ def _accumulate(
     Each part changes the running averages that the part before it left.
 
     Args:
-        compute: from (batch_stats, images, labels, key) to gradients, running averages and metrics.
+        compute: from (batch_stats, images, labels, weights, keys) to gradients, running averages
+            and metrics.
         init: zeros like the gradients, and the running averages before the batch.
-        batch: images and labels.
-        key: of dropout; each part has one of its own.
+        batch: images, labels and weights.
+        keys: of dropout; each part has some of its own.
         num_parts: at most as many as examples.
     """
-    num_examples = len(batch[0])
-    size, larger = divmod(num_examples, num_parts)
-    keys = jax.random.split(key, num_parts)
+    images, labels, weights = batch
+    if missing := -len(images) % num_parts:
+        images, labels = (jnp.concatenate([x, x[:missing]]) for x in (images, labels))
+        weights = jnp.ones(len(labels) - missing) if weights is None else weights
+        weights = jnp.concatenate([weights, jnp.zeros(missing, weights.dtype)])
 
     def add(carry: tuple[Any, Any], part: Any) -> tuple[tuple[Any, Any], Metrics]:
         total, batch_stats = carry
         grads, batch_stats, metrics = compute(batch_stats, *part)
-        share = len(part[0]) / num_examples
-        return (jax.tree.map(lambda a, b: a + share * b, total, grads), batch_stats), metrics
+        return (jax.tree.map(operator.add, total, grads), batch_stats), metrics
 
-    def add_parts(carry: tuple[Any, Any], batch: Any, keys: jax.Array) -> Any:
-        return cpu.scan(add, carry, (*(_divide(x, len(keys)) for x in batch), keys))
-
-    if not larger:
-        carry, metrics = add_parts(init, batch, keys)
-    else:  # the first parts have one example more
-        cut = larger * (size + 1)
-        carry, metrics = add_parts(init, [x[:cut] for x in batch], keys[:larger])
-        carry, more = add_parts(carry, [x[cut:] for x in batch], keys[larger:])
-        metrics = jax.tree.map(lambda *x: jnp.concatenate(x), metrics, more)
+    parts = jax.tree.map(partial(_divide, num_parts=num_parts), (images, labels, weights))
+    keys_of_parts = {name: jax.random.split(key, num_parts) for name, key in keys.items()}
+    carry, metrics = cpu.scan(add, init, (*parts, keys_of_parts))
     return *carry, jax.tree.map(lambda x: x.sum(axis=0), metrics)
 
 
@@ -271,7 +300,7 @@ def eval_step(
     >>> int(metrics.count)
     3
     """
-    _check_batch(images, labels)
+    _check_batch(images, labels, weights)
     logits = predict_logits(model, state.variables, images, test_augmentation)
     losses = cross_entropy(logits, labels)
     if weights is None:
@@ -300,7 +329,12 @@ def predict_logits(
     return (apply(images) + apply(images[:, :, ::-1])) / 2
 
 
-def _check_batch(images: jax.Array, labels: jax.Array, may_be_probabilities: bool = False) -> None:
+def _check_batch(
+    images: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array | None,
+    may_be_probabilities: bool = False,
+) -> None:
     """Refuse what broadcasting and promotion would accept; while tracing, so at no cost."""
     for name, array in (("images", images), ("labels", labels)):
         if not hasattr(array, "dtype"):
@@ -311,10 +345,16 @@ def _check_batch(images: jax.Array, labels: jax.Array, may_be_probabilities: boo
             "jaxcnn.data.preprocess scales uint8 images to [0, 1]"
         )
     is_floating = jnp.issubdtype(labels.dtype, jnp.floating) and labels.ndim == 2
+    are_right = jnp.issubdtype(labels.dtype, jnp.integer) and labels.shape == images.shape[:1]
     if may_be_probabilities and is_floating and labels.shape[0] == images.shape[0]:
-        return
-    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != images.shape[:1]:
+        are_right = True
+    if not are_right:
         raise ValueError(
             f"labels must be integers [{images.shape[0]}], one for each image, got {labels.dtype} "
             f"{list(labels.shape)}"
+        )
+    if weights is not None and jnp.shape(weights) != images.shape[:1]:
+        raise ValueError(
+            f"weights must be [{images.shape[0]}], one for each image, got "
+            f"{list(jnp.shape(weights))}"
         )

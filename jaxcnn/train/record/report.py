@@ -37,6 +37,8 @@ def describe(setup: Setup, folder: Path | None) -> str:
     config, devices = setup.config, setup.parallel.devices
     steps = config.gradient_accumulation_steps
     parts = f" in {steps} parts" if steps > 1 else ""
+    if (padded := setup.padded_size(config.batch_size)) > config.batch_size:
+        parts += f", padded to {padded}"
     parameters = sum(x.size for x in jax.tree.leaves(setup.shapes.params))
     return (
         f"{setup.settings['model']}: {parameters:,} parameters, images of {config.image_size} x "

@@ -31,6 +31,7 @@ MAY_CHANGE = (
     "data_loading",
     "checkpoint_every_steps",
     "num_devices",
+    "data_parallel",
     "steps_per_call",
     "implementation",
 )

@@ -336,14 +336,15 @@ def _check_devices(num_devices: int) -> None:
             f"JAX finds no device ({f'{error}'.splitlines()[0] if f'{error}' else 'none'}); "
             "see the environment variable JAX_PLATFORMS"
         ) from error
-    if jax.process_count() > 1:
+    if num_devices > jax.device_count():
         raise ConfigError(
-            f"there are {jax.process_count()} JAX processes; a run takes the devices of one process"
-        )
-    if num_devices > jax.local_device_count():
-        raise ConfigError(
-            f"config.num_devices is {num_devices}, but there are {jax.local_device_count()} "
+            f"config.num_devices is {num_devices}, but there are {jax.device_count()} "
             f"({jax.default_backend()}); give at most that many, or 0 for all"
+        )
+    if jax.process_count() > 1 and 0 < num_devices < jax.device_count():
+        raise ConfigError(
+            f"config.num_devices is {num_devices}, but a run of {jax.process_count()} processes "
+            f"takes all of their {jax.device_count()} devices; give 0, or start fewer processes"
         )
 
 

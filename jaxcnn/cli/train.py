@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxcnn.cli.configs import find_config, shipped_configs
+from jaxcnn.cli.distributed import Place, check_place, join, joined, wait_for_verdict
 from jaxcnn.cli.output import line_width, say, show
 from jaxcnn.cli.settings import check_settings, describe_settings, find_setting
 from jaxcnn.errors import ConfigError, JaxcnnError, StoppedError
@@ -28,6 +29,11 @@ the same command, given again, resumes where it stopped.
 {shipped};
                      lenet:smoke takes seconds, on a small sample of the data
   --workdir DIR      folder of the run; by default runs/ and the config's name
+  --distributed      one run in several processes, each started with this flag,
+                     on one machine or more: found by JAX under SLURM, Open MPI,
+                     Kubernetes and on TPU pods, elsewhere given as
+                     --coordinator=HOST:PORT (where process 0 runs),
+                     --num_processes=N and --process_id=I (0 to N - 1)
   --verbosity LEVEL  0 shows what the libraries log
   --help             show this message and exit
 
@@ -48,6 +54,7 @@ class _Call(NamedTuple):
     config: Any  # a ConfigDict
     workdir: str | Path
     verbosity: int | None
+    place: Place | None  # among the processes of a distributed run
 
 
 def main(argv: Sequence[str], program: str = "jaxcnn train") -> int:
@@ -63,7 +70,19 @@ def main(argv: Sequence[str], program: str = "jaxcnn train") -> int:
     if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & set(argv):
         return show(_help(program))
     try:
-        return _train(_parse(argv, program), program)
+        call = _parse(argv, program)
+    except JaxcnnError as error:
+        say(f"{program}: {error}")
+        return 2
+    if call.place is None:
+        return _run(call, program)
+    with joined(program) as end:
+        return end(_run(call, program))
+
+
+def _run(call: _Call, program: str) -> int:
+    try:
+        return _train(call, program)
     except StoppedError as stopped:
         say(f"{program}: {stopped}")
         return 128 + stopped.signal  # as a shell reports a process that a signal ended
@@ -73,6 +92,10 @@ def main(argv: Sequence[str], program: str = "jaxcnn train") -> int:
     except KeyboardInterrupt:  # before or after training, which raises StoppedError
         say(f"\n{program}: stopped; nothing is lost, give the same command again")
         return 130
+    except Exception:
+        if call.place is not None:
+            wait_for_verdict()
+        raise
 
 
 def _train(call: _Call, program: str) -> int:
@@ -92,9 +115,13 @@ def _train(call: _Call, program: str) -> int:
 
     from jaxcnn.train import train_and_evaluate
 
+    if call.place is not None:
+        join(call.place)
     try:
         train_and_evaluate(call.config, call.workdir)
     except JaxRuntimeError as error:  # usually out of memory
+        if call.place is not None:
+            wait_for_verdict()
         reason = f"{error}".splitlines()[0][:200]
         say(
             f"{program}: XLA cannot go on ({reason}); if memory is short, give a smaller "
@@ -140,6 +167,10 @@ def _parse(argv: Sequence[str], program: str) -> _Call:
         "config", None, "config file", flag_values=values, sys_argv=arguments
     )
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_boolean("distributed", False, "one of several processes", flag_values=values)
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "of the run", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "of this process", flag_values=values)
     flags.DEFINE_integer("verbosity", None, "of logs", short_name="v", flag_values=values)
     try:
         _, *rest = values([program, *arguments])
@@ -171,7 +202,9 @@ def _check(values: Any) -> _Call:
     workdir = values.workdir
     if workdir is None:  # runs/resnet18 for configs/resnet18.py, runs/resnet18-smoke for a variant
         workdir = Path("runs") / "-".join(filter(None, (Path(path).stem, variant)))
-    return _Call(values.config, workdir, values.verbosity)
+    given = values.coordinator, values.num_processes, values.process_id
+    place = check_place(values.distributed, Place(*given))
+    return _Call(values.config, workdir, values.verbosity, place)
 
 
 def _with_paths(argv: Sequence[str]) -> Iterator[str]:

@@ -177,9 +177,12 @@ class _Streamed:
         return Batch(*_gather(examples, _row(batches.rows, position)), indices)
 
     def _send(self, dataset: Dataset, indices: np.ndarray) -> Sent:
-        """Read a batch, and put it on the devices."""
+        """Read a batch, or this process's share of it, and put it on the devices."""
         parallel = self._setup.parallel
-        batch = Batch(*(array[None] for array in read_batch(dataset, indices)))
+        here = parallel.rows_here(len(indices))
+        batch = Batch(
+            *(_among(array, here, len(indices)) for array in read_batch(dataset, indices[here]))
+        )
         rows = np.arange(len(indices), dtype=np.int32) % (len(indices) // len(parallel.devices))
         return parallel.shard(Sent(batch, rows[None]))
 
@@ -262,6 +265,15 @@ class _Order:
     def __call__(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         with self._lock:  # of several threads, one permutes
             return self._indices(epoch)
+
+
+def _among(rows: np.ndarray, here: slice, size: int) -> np.ndarray:
+    """Return a batch [1, size, ...] with these rows in their place; the others are never read."""
+    if len(rows) == size:
+        return rows[None]
+    batch = np.zeros((1, size, *rows.shape[1:]), rows.dtype)
+    batch[0, here] = rows
+    return batch
 
 
 def _examples(dataset: Dataset) -> Examples:

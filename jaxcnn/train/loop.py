@@ -1,6 +1,7 @@
 """The training loop: prepare, resume, compile; then, by epoch, train, evaluate, save; report."""
 
 import contextlib
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
@@ -8,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from flax import linen as nn
 from ml_collections import ConfigDict
+from rich.console import Console
 
 from jaxcnn.errors import StoppedError
 from jaxcnn.files import local_path
+from jaxcnn.train import processes
 from jaxcnn.train.compiler import Compiler
 from jaxcnn.train.loggers import Logger, Loggers
 from jaxcnn.train.metrics import Metrics
@@ -27,12 +31,16 @@ from jaxcnn.train.record.integrity import check_finite_means
 from jaxcnn.train.record.logs import Row, best_row, epoch_row, step_row, test_row
 from jaxcnn.train.record.notebook import create_display
 from jaxcnn.train.record.progress import Progress
+from jaxcnn.train.record.shared import Shared, check_alike
 from jaxcnn.train.record.signals import StopSignal
 from jaxcnn.train.record.unsaved import Unsaved
 from jaxcnn.train.record.workdir import Workdir
 from jaxcnn.train.setup import Setup
 from jaxcnn.train.state import TrainState
 
+Record = Workdir | Unsaved | Shared
+# Between the processes of a run: where the data are, and what tells nothing of the bits.
+_MAY_DIFFER = ("config.data_dir", "config.data_source", "date", "platform", "commit", "versions")
 _SIGNAL_SECONDS = 0.2  # in which a signal is noticed while a program is being compiled
 
 
@@ -104,13 +112,14 @@ def run(
     config = setup.config
     with (
         _open_record(setup, workdir) as record,
-        create_display(setup.num_steps, config.num_epochs) as display,
+        _create_display(setup) as display,
     ):
         display.print(report.describe(setup, workdir))
         setup, step, progress = _resume(setup, record, display)
         is_over = _is_over(progress.epoch, config, record.rows())
         if not is_over or (_must_test(setup, record) and record.rows()):
-            with Loggers(loggers, display.print) as each, StopSignal() as stop:
+            told = loggers if processes.is_first() else ()
+            with Loggers(told, display.print) as each, StopSignal() as stop:
                 each.start(setup.settings, step)
                 if not is_over:
                     state = _train(setup, progress, record, display, stop, each)
@@ -122,16 +131,33 @@ def run(
         return setup.state, record.rows()
 
 
-def _open_record(setup: Setup, workdir: Path | None) -> Workdir | Unsaved:
+def _open_record(setup: Setup, workdir: Path | None) -> Record:
     """Return what records a run: its folder, or memory alone."""
+    environment = describe_environment(setup.parallel.devices, setup.config.implementation or None)
+    digests = setup.digests() if workdir or processes.are_several() else {}
+    if processes.are_several():
+        settings = {f"config.{key}": value for key, value in setup.settings.items()}
+        facts = settings | {f"the {split} set (SHA-256)": each for split, each in digests.items()}
+        facts |= environment | environment["versions"]
+        check_alike({key: value for key, value in facts.items() if key not in _MAY_DIFFER})
     if workdir is None:
         return Unsaved()
-    environment = describe_environment(setup.parallel.devices, setup.config.implementation or None)
-    facts, check = setup.facts(), setup.check_resumed
-    return Workdir(workdir, setup.settings, setup.digests(), environment, facts, check)
+    record = None
+    if processes.is_first():
+        facts, check = setup.facts(), setup.check_resumed
+        record = Workdir(workdir, setup.settings, digests, environment, facts, check)
+        if not processes.are_several():
+            return record
+    return Shared(record, setup.parallel.replicate)
 
 
-def _resume(setup: Setup, run: Workdir | Unsaved, display: Display) -> tuple[Setup, int, Progress]:
+def _create_display(setup: Setup) -> Display:
+    """Return what shows the run: in the first process, where it suits; in the others, nothing."""
+    sizes = setup.num_steps, setup.config.num_epochs
+    return create_display(*sizes) if processes.is_first() else Display(*sizes, Console(quiet=True))
+
+
+def _resume(setup: Setup, run: Record, display: Display) -> tuple[Setup, int, Progress]:
     """Return the setup with the state to continue from, its step, and the progress there."""
     state, progress = run.resume(setup.shapes, warn=display.print)
     for change in run.changes:
@@ -146,7 +172,7 @@ def _resume(setup: Setup, run: Workdir | Unsaved, display: Display) -> tuple[Set
 def _train(
     setup: Setup,
     progress: Progress,
-    run: Workdir | Unsaved,
+    run: Record,
     display: Display,
     stop: StopSignal,
     loggers: Loggers,
@@ -166,17 +192,17 @@ def _train(
     return trainer.state
 
 
-def _must_test(setup: Setup, run: Workdir | Unsaved) -> bool:
+def _must_test(setup: Setup, run: Record) -> bool:
     """Return whether a validation set has chosen an epoch that has not been tested yet."""
     return setup.validation is not None and setup.test is not None and run.tested() is None
 
 
-def _test(setup: Setup, run: Workdir | Unsaved, display: Display, stop: StopSignal) -> Row:
+def _test(setup: Setup, run: Record, display: Display, stop: StopSignal) -> Row:
     """Evaluate the best epoch on the test set, and record the results."""
     assert setup.test is not None
 
     def stop_if_asked() -> None:
-        if stop.received is not None:
+        if stop.received is not None and not processes.are_several():
             raise StoppedError(
                 f"stopped by {stop.received.name} before the test set was evaluated "
                 f"{run.what_is_left(int(setup.state.step))}",
@@ -236,7 +262,7 @@ class Trainer:
         self,
         setup: Setup,
         programs: Programs,
-        run: Workdir | Unsaved,
+        run: Record,
         display: Display,
         stop: StopSignal,
         progress: Progress,
@@ -257,7 +283,11 @@ class Trainer:
         self._compile_seconds = programs.compile_seconds
         self._step = int(self.state.step)  # steps whose metrics are recorded
         self._step_rows: list[Row] = []  # since the last checkpoint
-        self._unrecorded: list[Metrics] = []  # of calls that the device may still be running
+        # Of calls that the device may still be running; with what all processes then agree on.
+        self._unrecorded: list[tuple[Metrics, jax.Array | None]] = []
+        self._agrees = processes.are_several()
+        self._agreed_stop: signal.Signals | None = None
+        self._largest, self._step_seconds = setup.parallel.largest, 0.0
         self._epoch_start = 0.0  # `time.perf_counter()` when the epoch began
 
     def train_epoch(self) -> None:
@@ -279,17 +309,28 @@ class Trainer:
         end = self._step - self.progress.position + self._steps_per_epoch
         for step, count in self._pace.calls(self._step, end):
             self._wait_for(self._programs.to_train(step))
+            agreed = self._agree() if self._agrees else None
             self.state, metrics = self._programs.train(self.state, step, count)
-            self._unrecorded.append(metrics)
+            self._unrecorded.append((metrics, agreed))
+            # Processes must see at the same step that one was asked to stop.
             overlaps = self._programs.all_compile and self._pace.overlaps(count)
-            self._record(leave=1 if overlaps else 0)
+            self._record(leave=1 if overlaps and not self._agrees else 0)
             self._compile_all()
-            is_due = self._pace.is_checkpoint_due(step + count) or self._stop.received
+            is_due = self._pace.is_checkpoint_due(step + count) or self._asked_to_stop
             if is_due and step + count < end:  # at the end, it is saved after evaluation
                 self._record()
                 self._stop_if_asked()
                 self._save()
         self._record()
+
+    def _agree(self) -> jax.Array:
+        """Return, of all processes, the signal to stop and the seconds of a step."""
+        return self._largest([self._stop.received or 0, self._step_seconds])
+
+    @property
+    def _asked_to_stop(self) -> signal.Signals | None:
+        """The signal at which this step is the last one; several processes have agreed on it."""
+        return self._agreed_stop if self._agrees else self._stop.received
 
     def _wait_for(self, program: futures.Future) -> None:
         """Wait until a program is compiled; a signal that comes meanwhile stops the run."""
@@ -297,7 +338,8 @@ class Trainer:
             return
         self._record()
         with self._compiling():
-            while not futures.wait([program], timeout=_SIGNAL_SECONDS).done:
+            patience = None if self._agrees else _SIGNAL_SECONDS
+            while not futures.wait([program], timeout=patience).done:
                 self._stop_if_asked()
 
     def _compile_all(self) -> None:
@@ -323,11 +365,11 @@ class Trainer:
             leave: how many calls to leave unrecorded, so that the device has work meanwhile.
         """
         while len(self._unrecorded) > leave:
-            entries = self._unrecorded.pop(0).per_step()
-            before = self.progress
+            metrics_of_call, agreed = self._unrecorded.pop(0)
+            entries, before = metrics_of_call.per_step(), self.progress
             total, epoch = before.metrics, before.epoch + 1
             seconds = time.perf_counter() - self._epoch_start
-            self._pace.observe(len(entries), seconds - before.seconds)
+            self._observe((seconds - before.seconds) / len(entries), agreed)
             for metrics in entries:
                 self._step += 1
                 check_finite_means(metrics.means(), self._step)
@@ -337,8 +379,19 @@ class Trainer:
             self.progress = Progress(before.epoch, position, total, seconds)
             self._display.step(epoch, self._step, total.count / seconds, total.means())
 
+    def _observe(self, step_seconds: float, agreed: jax.Array | None) -> None:
+        """Take note of what a step of the latest call took, or what all processes agreed on."""
+        if agreed is not None:
+            number, agreed_seconds = np.asarray(agreed).tolist()
+            self._agreed_stop = signal.Signals(int(number)) if number else None
+            self._step_seconds, step_seconds = step_seconds, agreed_seconds
+        if step_seconds:
+            self._pace.observe(1, step_seconds)
+
     def _evaluate(self) -> Metrics:
         """Return the sums over the set held out; stop after the call in progress if asked to."""
+        if self._agrees:
+            self._stop_if_asked()  # before the first call: all processes make it, or none
         totals = self._programs.evaluate(self.state, self._pace.steps_in_time())
         return _last_of(totals, self._stop_if_asked)
 
@@ -365,11 +418,9 @@ class Trainer:
 
     def _stop_if_asked(self) -> None:
         """Save, if there is anything new, and raise StoppedError if there was a signal."""
-        if self._stop.received is None:
+        asked = self._asked_to_stop
+        if asked is None:
             return
         if self._step_rows or self.progress.position:
             self._save()
-        raise StoppedError(
-            f"stopped by {self._stop.received.name} {self._run.what_is_left(self._step)}",
-            self._stop.received,
-        )
+        raise StoppedError(f"stopped by {asked.name} {self._run.what_is_left(self._step)}", asked)

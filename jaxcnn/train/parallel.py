@@ -31,7 +31,7 @@ class DataParallel:
         is_divided: whether `jit` divides a program over several devices.
 
     Args:
-        num_devices: how many of the local devices to use; 0 for all.
+        num_devices: how many of the local devices to use; 0 for all, those of other processes too.
         mode: 'pmap' or 'jit', for several devices.
         devices: to use in place of the local ones.
 
@@ -44,12 +44,14 @@ class DataParallel:
     """
 
     def __init__(self, num_devices: int = 0, mode: str = "pmap", devices: Sequence[Any] = ()):
-        self.devices = list(devices) or jax.local_devices()[: num_devices or None]
+        self.devices = list(devices) or jax.devices()[: num_devices or None]
         are_several = len(self.devices) > 1
         self.axis_name = AXIS if are_several and mode == "pmap" else None
         self.is_divided = are_several and mode == "jit"
         mesh, whole = Mesh(np.array(self.devices), (AXIS,)), PartitionSpec()
         self._replicated = NamedSharding(mesh, whole)
+        self._by_device = NamedSharding(mesh, PartitionSpec(AXIS))
+        self._max = jax.jit(partial(jnp.max, axis=0), out_shardings=self._replicated)
         shards = {"pmap": PartitionSpec(AXIS), "jit": PartitionSpec(None, AXIS)}
         self._sharded = NamedSharding(mesh, shards[mode] if are_several else whole)
 
@@ -63,8 +65,9 @@ class DataParallel:
 
         CPUs share that of the machine (see `jaxcnn.machine.memory_bytes`).
         """
-        limit = (self.devices[0].memory_stats() or {}).get("bytes_limit")
-        return limit or memory_bytes() // len(self.devices)
+        mine = [device for device in self.devices if device.process_index == jax.process_index()]
+        limit = (mine[0].memory_stats() or {}).get("bytes_limit")
+        return limit or memory_bytes() // len(mine)
 
     def replicate(self, tree: Any) -> Any:
         """Copy arrays to every device; their shapes do not change."""
@@ -91,8 +94,38 @@ class DataParallel:
         return self._place(jax.tree.map(split, batches), self._sharded)
 
     def _place(self, tree: T, sharding: NamedSharding) -> T:
-        """Put arrays on the devices."""
-        return jax.device_put(tree, sharding)
+        """Put arrays on the devices; of several processes, each on its own."""
+        if jax.process_count() == 1:
+            return jax.device_put(tree, sharding)
+
+        def place(x: Any) -> jax.Array:
+            x = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+        return jax.tree.map(place, tree)
+
+    def rows_here(self, size: int) -> slice:
+        """Return which rows of a batch this process's devices take.
+
+        Args:
+            size: of the batch, a multiple of the number of devices.
+        """
+        each = size // len(self.devices)
+        places = [
+            place
+            for place, device in enumerate(self.devices)
+            if device.process_index == jax.process_index()
+        ]
+        return slice(each * places[0], each * (places[-1] + 1))
+
+    def largest(self, values: Sequence[float]) -> jax.Array:
+        """Return the largest of every process's values, without waiting for them.
+
+        Args:
+            values: as many in each process.
+        """
+        rows = np.tile(np.asarray(values, np.float32), (len(self.devices), 1))
+        return self._max(self._place(rows, self._by_device))
 
     def on_whole_batch(
         self, function: Callable[..., Sequence[jax.Array]], size: int, *arrays: jax.Array
@@ -138,15 +171,33 @@ class DataParallel:
             place = self._replicated if self.is_divided else None  # whole, on every device
             compiled = jax.jit(program, donate_argnums=donate, out_shardings=place)
             return partial(compiled.lower(*args).compile, options)
-        mapped = jax.pmap(
-            program,
-            axis_name=self.axis_name,
-            in_axes=(*[None] * (len(args) - 1), 0),
-            out_axes=None,
-            devices=self.devices,
-            donate_argnums=donate,
-        )
+        mapped = self._map(program, len(args), donate)
         return partial(mapped.lower(*args).compile, options)
+
+    def _map(self, program: Callable, num_args: int, donate: tuple[int, ...]) -> Any:
+        """Return the program mapped over the devices, to be lowered."""
+        if jax.process_count() == 1:
+            return jax.pmap(
+                program,
+                axis_name=self.axis_name,
+                in_axes=(*[None] * (num_args - 1), 0),
+                out_axes=None,
+                devices=self.devices,
+                donate_argnums=donate,
+            )
+
+        # Of several processes, `pmap` takes arrays alone, no shapes; this is what it wraps.
+        def without_axis(*args: Any) -> Any:
+            return program(*args[:-1], jax.tree.map(lambda x: x[0], args[-1]))
+
+        mapped = jax.shard_map(
+            without_axis,
+            mesh=self._by_device.mesh,
+            in_specs=(*[PartitionSpec()] * (num_args - 1), PartitionSpec(AXIS)),
+            out_specs=PartitionSpec(),
+            check_vma=False,
+        )
+        return jax.jit(mapped, donate_argnums=donate)
 
     def shapes(self, traced: jax.stages.Traced) -> Any:
         """Return the shapes, dtypes and devices of what `compile_and_run` and `replicate` give."""

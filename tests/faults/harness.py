@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -119,6 +120,51 @@ class Trainer:
         size = 32 if self.model in ("resnet18", "vgg") else 28
         optimizer = create_optimizer(config, num_steps=48)
         return create_train_state(create_model(self.model), optimizer, (size, size, 1))
+
+
+class DistributedTrainer(Trainer):
+    """The same run in two processes of two devices each; `finish` and the like are the first's."""
+
+    def start_both(self) -> list[subprocess.Popen]:
+        """Start the processes; the first shows the run."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        place = ["--distributed", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+        env = self._env | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {self._env['XLA_FLAGS']}"
+        }
+        return [
+            subprocess.Popen(
+                [*self._command, *place, f"--process_id={number}"],
+                cwd=ROOT,
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for number in range(2)
+        ]
+
+    def finish_both(self) -> list[tuple[int, str]]:
+        """Run them to their end; return the exit statuses and what they printed."""
+        return ends_of(self.start_both())
+
+    def wait_for_checkpoint(self, step: int) -> None:
+        """Wait until the run has saved this step, or a later one."""
+        folder, end = self.workdir / "checkpoints", time.monotonic() + 120
+        while time.monotonic() < end:
+            names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+            if any(name.isdecimal() and int(name) >= step for name in names):
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"no checkpoint of step {step} in two minutes")
+
+
+def ends_of(processes: list[subprocess.Popen]) -> list[tuple[int, str]]:
+    """Wait for processes; return the exit status of each and what it printed."""
+    printed = [process.communicate(timeout=120)[0] for process in processes]
+    return [(each.returncode, text) for each, text in zip(processes, printed, strict=True)]
 
 
 def _fail(warning: str) -> None:

@@ -59,7 +59,15 @@ class Checkpoints:
     def __init__(self, folder: str | Path):
         self.folder = local_path(folder, "folder").absolute()
         self._check_folder()
-        self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+        # Of several processes, one alone reads or writes: Orbax is not to wait for the others.
+        here = jax.process_index()
+        options = ocp.options.MultiprocessingOptions(
+            primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process_{here}"
+        )
+        if jax.process_count() == 1:
+            options = ocp.options.MultiprocessingOptions()
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
+        self._orbax = ocp.Checkpointer(handler, multiprocessing_options=options)
 
     def _check_folder(self) -> None:
         """Check that the folder holds a checkpoint, or stands beside a run's record."""

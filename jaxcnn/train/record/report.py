@@ -10,6 +10,7 @@ from jaxcnn.data.dataset import is_constant, row_slices
 from jaxcnn.data.pipeline import batch_sizes
 from jaxcnn.models.normalized import describe_normalization
 from jaxcnn.ops import cpu
+from jaxcnn.train.processes import are_several
 from jaxcnn.train.record.logs import Row, best_row, evaluated_split
 from jaxcnn.train.record.progress import Progress
 from jaxcnn.train.setup import Setup
@@ -45,10 +46,14 @@ def describe(setup: Setup, folder: Path | None) -> str:
         f"{config.image_size} pixels\n"
         f"{setup.settings['dataset']}: {numbers} test images, {setup.loading.words}\n"
         f"{_normalization(setup)}"
-        f"{len(devices)} x {devices[0].device_kind}; batches of {config.batch_size}{parts}, "
-        f"{config.num_epochs} epoch(s), seed {config.seed}\n"
+        f"{len(devices)} x {devices[0].device_kind}{_processes()}; batches of {config.batch_size}"
+        f"{parts}, {config.num_epochs} epoch(s), seed {config.seed}\n"
         f"{results}" + "".join(f"\nnote: {note}" for note in _notes(setup))
     )
+
+
+def _processes() -> str:
+    return f" in {jax.process_count()} processes" if are_several() else ""
 
 
 def _normalization(setup: Setup) -> str:

@@ -222,7 +222,7 @@ class Workdir:
 
     def what_is_left(self, step: int) -> str:
         """Return what becomes of a run that stops after a step, for its last line."""
-        return f"and saved after step {step}; the same command goes on from there"
+        return what_is_left(step)
 
     def _draw(self) -> None:
         start = time.monotonic()
@@ -293,6 +293,11 @@ class Workdir:
                 "although the settings are the same; give another --workdir or the same data"
             )
         return starts
+
+
+def what_is_left(step: int) -> str:
+    """Return what becomes of a run in a folder that stops after a step, for its last line."""
+    return f"and saved after step {step}; the same command goes on from there"
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,110 @@
+"""The flags of a run of several processes, their last words, and the examples for schedulers."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from conftest import ROOT
+from jaxcnn.cli.distributed import Place, check_place
+from jaxcnn.cli.last_words import summarize
+from jaxcnn.errors import ConfigError
+
+EXAMPLES = ROOT / "docs/examples"
+STACK = b"""*** Check failure stack trace: ***
+    @     0x7fa63e027374  absl::lts_20260107::log_internal::LogMessage::SendToLog()
+Fatal Python error: Aborted
+"""
+FATAL = (
+    b"F1127 01:33:14.757857   20748 client.h:80] Terminating process because the JAX distributed "
+    b"service detected fatal errors. This most likely indicates that another task died; "
+)
+NO_COORDINATOR = (
+    b"E1127 01:33:14.757848   20748 coordination_service_agent.cc:289] Polled an error\n"
+    + FATAL
+    + b"absl::Status: UNAVAILABLE: Failed to send RPC to coordination service. Either the leader "
+    b"task was preempted/died/restarted unexpectedly\n" + STACK
+)
+SILENT = (
+    b"E1127 01:34:23.985415   20928 coordination_service.cc:1549] [176742605] Use error polling to "
+    b"propagate: UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):\n"
+    b"%b\nThe tasks have crashed.\n" + FATAL + b"absl::Status: UNAVAILABLE\n" + STACK
+)
+
+
+@pytest.mark.parametrize(
+    ("report", "which"),
+    [
+        (NO_COORDINATOR, "process 0"),
+        (SILENT % b"1", "process 1"),
+        (SILENT % b"/job:jax_worker/replica:0/task:12\n3", "process 12 and 3"),
+        (FATAL + b"absl::Status: INTERNAL\n" + STACK, "another process"),
+    ],
+)
+def test_the_report_of_the_runtime_becomes_one_line(report, which):
+    line = summarize(report, "train.py").decode()
+    assert line.startswith(f"train.py: {which} of this run has ended, so this one ends; start all")
+    assert line.count("\n") == 1
+
+
+def test_everything_else_is_copied():
+    script = ROOT / "jaxcnn/cli/last_words.py"
+    warning = b"E1127 01:34:23.985415   20928 coordination_service.cc:1549] of something else\n"
+    for output in (b"a line\nanother, unfinished", b"", warning + b"and more\n"):
+        done = subprocess.run(
+            [sys.executable, "-S", "-E", script, "train.py"], input=output, capture_output=True
+        )
+        assert (done.stderr, done.returncode) == (output, 0)
+
+
+@pytest.mark.parametrize(
+    ("distributed", "place", "words"),
+    [
+        (False, Place("host:1", None, None), "--coordinator=host:1 is given without --distributed"),
+        (False, Place(None, None, 0), "--process_id=0 is given without --distributed; add it"),
+        (True, Place("host:1", 2, None), "--num_processes=2 is not enough; give --coordinator="),
+        (True, Place("host", 2, 0), "--coordinator is 'host'; it must be HOST:PORT, such as"),
+        (
+            True,
+            Place("host:1", 2, 2),
+            "--process_id is 2 of 2; .* 0 to --num_processes - 1",
+        ),
+        (True, Place("host:1", 2, -1), "--process_id is -1 of 2"),
+        (True, Place("host:1", 0, 0), "--process_id is 0 of 0; there must be at least one process"),
+    ],
+)
+def test_flags_that_do_not_fit_together_are_refused(distributed, place, words):
+    with pytest.raises(ConfigError, match=words) as error:
+        check_place(distributed, place)
+    assert "\n" not in str(error.value)
+
+
+def test_a_place_is_given_whole_or_found():
+    for place in (Place(None, None, None), Place("[::1]:1234", 3, 2)):
+        assert check_place(True, place) == place
+        assert check_place(False, Place(None, None, None)) is None
+
+
+def flags_of(words):
+    return {word.partition("=")[0] for word in words if word.startswith("--")}
+
+
+def test_the_examples_are_whole_and_give_flags_that_there_are(run_python):
+    """Both were checked with ShellCheck 0.11 and yamllint 1.37, too."""
+    subprocess.run(["bash", "-n", EXAMPLES / "slurm.sh"], check=True)
+    script = (EXAMPLES / "slurm.sh").read_text()
+    service, job = yaml.safe_load_all((EXAMPLES / "kubernetes.yaml").read_text())
+    spec, name = job["spec"], job["metadata"]["name"]
+    pod = spec["template"]["spec"]
+    assert spec["completions"] == spec["parallelism"]
+    assert service["spec"]["selector"] == {"job-name": name}
+    assert service["metadata"]["name"] == pod["subdomain"]
+    command = pod["containers"][0]["command"]
+    assert f"--num_processes={spec['completions']}" in command
+    assert f"--coordinator={name}-0.{pod['subdomain']}:1234" in command
+    help_text = run_python("train.py", "--help").stdout
+    known = flags_of(re.findall(r"--\w+", help_text))
+    assert flags_of(command) <= known
+    assert flags_of(script.split("train.py")[1].split()) <= known

@@ -219,7 +219,7 @@ def test_images_stream_if_they_are_more_than_half_of_the_memory(word, memory, st
 
 def test_a_device_of_its_own_memory_is_asked(monkeypatch):
     class Device:
-        platform = "gpu"
+        platform, process_index = "gpu", 0
 
         def memory_stats(self):
             return {"bytes_limit": 5}

@@ -58,24 +58,10 @@ CHIPS = {"TPU v5e": Chip(197e12, 819e9, "v5e:2x2")}  # cloud.google.com/tpu/docs
 class Described(DataParallel):
     """Devices of which there is a description alone: arrays are shapes, and programs do not run."""
 
-    def replicate(self, tree: Any) -> Any:
-        """Return the shapes of copies on every device."""
+    def _place(self, tree: Any, sharding: Any) -> Any:
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._replicated), tree
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
         )
-
-    def shard(self, batches: Any) -> Any:
-        """Return the shapes of every device's shards."""
-        if self.axis_name is None:
-            return self.replicate(batches)
-        n = len(self.devices)
-
-        def split(x: np.ndarray) -> jax.ShapeDtypeStruct:
-            steps, batch_size, *rest = x.shape
-            shape = (n, steps, batch_size // n, *rest)
-            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=self._sharded)
-
-        return jax.tree.map(split, batches)
 
 
 def create_programs(model: str, dtype: str, devices: list[Any]) -> Programs:

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # One run on four machines of eight GPUs: sbatch docs/examples/slurm.sh
-# A process for each GPU; JAX finds the others by SLURM's variables.
+# A process for each GPU. JAX finds the others by SLURM's variables, and gives each process of a machine
+# the GPU of its number there, so every process must see all of them: no --gpus-per-task.
 #SBATCH --job-name=jaxcnn
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=8
-#SBATCH --gpus-per-task=1
+#SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=8
 #SBATCH --time=04:00:00
 #SBATCH --signal=USR1@120

@@ -202,6 +202,7 @@ def _test(setup: Setup, run: Record, display: Display, stop: StopSignal) -> Row:
     assert setup.test is not None
 
     def stop_if_asked() -> None:
+        # Several processes would have to agree; they finish instead.
         if stop.received is not None and not processes.are_several():
             raise StoppedError(
                 f"stopped by {stop.received.name} before the test set was evaluated "

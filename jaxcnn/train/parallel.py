@@ -105,7 +105,7 @@ class DataParallel:
         return jax.tree.map(place, tree)
 
     def rows_here(self, size: int) -> slice:
-        """Return which rows of a batch this process's devices take.
+        """Return a range of the rows of a batch that has all that this process's devices take.
 
         Args:
             size: of the batch, a multiple of the number of devices.

@@ -22,8 +22,9 @@ Distributed = functools.partial(harness.DistributedTrainer, xla_flags=QUICK_TO_C
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """A run that nothing happened to."""
-    trainer = Distributed(tmp_path_factory.mktemp("distributed") / "straight")
+    """A run that nothing happened to; each process reads its share of the images from disk."""
+    folder, flags = tmp_path_factory.mktemp("distributed"), (*FLAGS, "--config.data_loading=stream")
+    trainer = Distributed(folder / "straight", flags=flags)
     (status, printed), (other_status, other_printed) = trainer.finish_both()
     assert (status, other_status) == (0, 0), printed + other_printed
     assert "4 x cpu in 2 processes; batches of 30, padded to 32, 4 epoch(s)" in printed
@@ -56,7 +57,10 @@ def test_two_processes_train_as_one(straight, tmp_path):
 
 
 def test_stopped_by_a_signal_to_one_and_then_killed_it_ends_with_the_same_bits(straight, tmp_path):
-    """The signal stops both at one step; a process that is killed takes the other with it."""
+    """The signal stops both at one step; a process that is killed takes the other with it.
+
+    Its images are in memory.
+    """
     trainer = Distributed(tmp_path / "hurt")
     processes = trainer.start_both()
     trainer.wait_for_checkpoint(3)

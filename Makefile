@@ -44,6 +44,7 @@ bench: data
 	.venv-torch/bin/python benchmarks/startup.py
 	.venv-torch/bin/python benchmarks/scaling.py
 	.venv-torch/bin/python benchmarks/inference.py
+	.venv-torch/bin/python benchmarks/memory.py
 	.venv-torch/bin/python benchmarks/report.py
 
 # Kills and resumes the trainer 200 times, two at a time; about half an hour.

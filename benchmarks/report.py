@@ -134,6 +134,21 @@ def tpu() -> str:
     return "\n".join(rows)
 
 
+def memory() -> str:
+    """Return the table of what saves memory: a row per network."""
+    found = load("memory")["results"]
+    kinds = [(1, False), (1, True), (4, False), (4, True)]
+    rows = [
+        "| temporary MB of a step | | `recompute` | four parts | both |",
+        "|---|---|---|---|---|",
+    ]
+    for model in dict.fromkeys(each["model"] for each in found):
+        of = {(each["parts"], each["recompute"]): each for each in found if each["model"] == model}
+        cells = (f"{of[kind]['megabytes']:,.0f}" for kind in kinds)
+        rows.append(f"| {NAMES[model]} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def details() -> str:
     """Return the figures of docs/performance.md."""
     machine = load("train_step")["machine"]
@@ -254,7 +269,7 @@ def parities() -> str:
 # What is written into each document, by the name in its comment.
 DOCUMENTS = {
     ROOT / "README.md": {"accuracy": accuracies, "speed": summary},
-    ROOT / "docs" / "performance.md": {"speed": details, "tpu": tpu},
+    ROOT / "docs" / "performance.md": {"speed": details, "memory": memory, "tpu": tpu},
     ROOT / "docs" / "results.md": {"parity": parities, "epochs": epochs},
 }
 

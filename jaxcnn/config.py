@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxcnn.errors import ConfigError, did_you_mean
-from jaxcnn.models import MODELS, create_model, is_own_model
+from jaxcnn.models import MODELS, create_model, is_own_model, takes_recompute
 from jaxcnn.ops import cpu
 
 # What `config.data_parallel` may be: which of JAX's ways divides a batch over several devices.
@@ -45,6 +45,7 @@ def get_default_config() -> ConfigDict:
     # How
     config.batch_size = 128  # examples per step, over all devices
     config.gradient_accumulation_steps = 1  # parts of a batch, one at a time, for less memory
+    config.recompute = False  # blocks' maps again in the backward pass: less memory, more time
     config.last_batch = "smaller"  # if not full: "smaller", or "merged" with the one before it
     config.num_epochs = 10  # passes over the training set
     config.optimizer = "sgd"  # a key of jaxcnn.train.OPTIMIZERS
@@ -278,6 +279,11 @@ def _check_words(config: ConfigDict) -> None:
         check_choice("dataset", config.dataset, dataset_words())
     if config.implementation:
         check_choice("implementation", config.implementation, cpu.IMPLEMENTATIONS)
+    if config.recompute and not takes_recompute(config.model):
+        raise ConfigError(
+            f"config.recompute is True, but model {config.model!r} has no blocks to compute again; "
+            f"accepted with: {', '.join(filter(takes_recompute, MODELS))}"
+        )
 
 
 def check_choice(key: str, value: str, choices: Any) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "Conv2D",
     "Dense",
     "Dropout",
+    "Recomputed",
     "at_least_float32",
     "avg_pool",
     "flatten",
@@ -416,6 +417,31 @@ def image_by_image(call: Callable[[Any, jax.Array], jax.Array]) -> Callable:
         return map_images(function, images, module.implementation)
 
     return wrapped
+
+
+class Recomputed(functools.partial):
+    """A block as a function that keeps nothing but its input for the backward pass.
+
+    What is computed within is computed again when the gradients need it, dropout and all, with the
+    same result up to rounding. BatchNorm's running averages move once.
+
+    Made of a module within another's `__call__`, and of further arguments of its call, such as
+    `train`. On CPU, XLA notices that the same is computed twice and keeps it after all, unless the
+    program is compiled with `jaxcnn.ops.cpu.compiler_options(recomputes=True)`, as runs are.
+
+    Source: Chen et al., Training deep nets with sublinear memory cost, 2016.
+
+    >>> class Model(nn.Module):
+    ...     @nn.compact
+    ...     def __call__(self, x):
+    ...         return Recomputed(Conv(4, kernel_size=3, padding=1))(x)
+    >>> Model().init_with_output(jax.random.key(0), jnp.ones((1, 8, 8, 3)))[0].shape
+    (1, 8, 8, 4)
+    """
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return what the block makes of feature maps."""
+        return nn.remat(lambda block, x: block(x, **self.keywords))(self.func, x)
 
 
 def flatten(x: jax.Array) -> jax.Array:

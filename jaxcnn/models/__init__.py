@@ -1,5 +1,6 @@
 """The networks of d2l, and the one place to register another."""
 
+import inspect
 import json
 from collections.abc import Callable
 from typing import Any
@@ -49,6 +50,7 @@ __all__ = [
     "create_model",
     "describe_model",
     "describe_normalization",
+    "takes_recompute",
     "without_normalization",
 ]
 
@@ -86,6 +88,18 @@ def is_own_model(name: str) -> bool:
     True
     """
     return name in _OWN and MODELS.get(name) is _OWN[name]
+
+
+def takes_recompute(name: str) -> bool:
+    """Return whether an entry of `MODELS` takes `recompute`; see `jaxcnn.layers.Recomputed`.
+
+    >>> takes_recompute("resnet18"), takes_recompute("lenet")
+    (True, False)
+    """
+    try:
+        return "recompute" in inspect.signature(MODELS[name]).parameters
+    except (TypeError, ValueError):  # nothing to call, or a function in C that tells none
+        return False
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:
@@ -126,6 +140,8 @@ def describe_model(model: nn.Module) -> dict[str, Any] | None:
     dtype = getattr(model, "dtype", None)
     described = fields | {"dtype": dtype and jnp.dtype(dtype).name}
     plain = model.clone(axis_name=None, implementation=None) if _has_form(model) else model
+    if getattr(plain, "recompute", False):
+        plain = plain.clone(recompute=False)
     for name in _OWN:
         try:
             entry = json.loads(json.dumps({"name": name, "fields": described}))

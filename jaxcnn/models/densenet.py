@@ -28,6 +28,7 @@ from jaxcnn.layers import (
     BatchNorm,
     Conv,
     Dense,
+    Recomputed,
     at_least_float32,
     avg_pool,
     global_avg_pool,
@@ -101,6 +102,8 @@ class DenseNet(nn.Module):
             least that.
         axis_name: mapped axis over which BatchNorm is synchronised; None under plain `jit`.
         implementation: 'auto', 'xla' or None, as for `jaxcnn.ops.conv2d`.
+        recompute: whether to keep only each block's input for the backward pass, and compute the
+            rest again: less memory for more time.
 
     Raises:
         ValueError: if the images are too small for the number of blocks: with four, smaller than
@@ -121,6 +124,7 @@ class DenseNet(nn.Module):
     dtype: Any = None
     axis_name: str | None = None
     implementation: str | None = None
+    recompute: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -142,7 +146,7 @@ class DenseNet(nn.Module):
         x = nn.Sequential(stem, name="b1")(x)  # d2l's parts: they only group the layers
         for i, num_convs in enumerate(self.arch, start=1):
             block = DenseBlock(num_convs, self.growth_rate, name=f"dense_blk{i}", **common)
-            x = block(x, train=train)
+            x = (Recomputed if self.recompute else partial)(block, train=train)(x)
             if i < len(self.arch):
                 transition: list[Callable] = [
                     norm(name=f"tran_blk{i}_bn"),

@@ -21,7 +21,15 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxcnn.layers import Conv, Dense, at_least_float32, global_avg_pool, max_pool, relu
+from jaxcnn.layers import (
+    Conv,
+    Dense,
+    Recomputed,
+    at_least_float32,
+    global_avg_pool,
+    max_pool,
+    relu,
+)
 
 Channels = tuple[int, tuple[int, int], tuple[int, int], int]  # c1 to c4 of an Inception block
 
@@ -95,6 +103,8 @@ class GoogLeNet(nn.Module):
         dtype: of the computation; parameters are float32, logits at least that.
         axis_name: unused (there is no BatchNorm); every model has it.
         implementation: 'auto', 'xla' or None, as for `jaxcnn.ops.conv2d`.
+        recompute: whether to keep only each block's input for the backward pass, and compute the
+            rest again: less memory for more time.
 
     Source: d2l 8.4.2 (`GoogleNet`).
 
@@ -109,6 +119,7 @@ class GoogLeNet(nn.Module):
     dtype: Any = None
     axis_name: str | None = None
     implementation: str | None = None
+    recompute: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -122,8 +133,8 @@ class GoogLeNet(nn.Module):
         ]
         ends: list[Callable] = [*[pool] * (len(self.arch) - 1), global_avg_pool]
         for stage, (blocks, end) in enumerate(zip(self.arch, ends, strict=True), start=3):
-            numbered = enumerate(blocks)
-            parts.append([*(inception(*each, name=f"b{stage}_{i}") for i, each in numbered), end])
+            named = [inception(*each, name=f"b{stage}_{i}") for i, each in enumerate(blocks)]
+            parts.append([*(map(Recomputed, named) if self.recompute else named), end])
         for i, part in enumerate(parts, start=1):
             x = nn.Sequential(part, name=f"b{i}")(x)  # d2l's parts: they only group the layers
         if self.num_classes:

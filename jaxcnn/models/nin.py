@@ -22,7 +22,15 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jaxcnn.layers import Conv, Dropout, at_least_float32, global_avg_pool, max_pool, relu
+from jaxcnn.layers import (
+    Conv,
+    Dropout,
+    Recomputed,
+    at_least_float32,
+    global_avg_pool,
+    max_pool,
+    relu,
+)
 
 
 class NiNBlock(nn.Module):
@@ -88,6 +96,8 @@ class NiN(nn.Module):
         dtype: of the computation; parameters are float32, logits at least that.
         axis_name: mapped axis whose devices share the batch, for the masks of dropout.
         implementation: 'auto', 'xla' or None, as for `jaxcnn.ops.conv2d`.
+        recompute: whether to keep only each block's input for the backward pass, and compute the
+            rest again: less memory for more time.
 
     Raises:
         ValueError: if the images are smaller than 67 x 67.
@@ -106,6 +116,7 @@ class NiN(nn.Module):
     dtype: Any = None
     axis_name: str | None = None
     implementation: str | None = None
+    recompute: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -114,7 +125,8 @@ class NiN(nn.Module):
         pool = partial(max_pool, window=3, strides=2, implementation=self.implementation)
         layers: list[Callable] = []
         for i, (channels, kernel_size, strides, padding) in enumerate(self.arch, start=1):
-            layers += [block(channels, kernel_size, strides, padding, name=f"block{i}"), pool]
+            named = block(channels, kernel_size, strides, padding, name=f"block{i}")
+            layers += [Recomputed(named) if self.recompute else named, pool]
         layers.append(Dropout(self.dropout_rate, not train, self.axis_name))
         if self.num_classes:
             layers.append(block(self.num_classes, 3, 1, 1, name="last"))

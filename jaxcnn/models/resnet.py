@@ -24,6 +24,7 @@ from jaxcnn.layers import (
     BatchNorm,
     Conv,
     Dense,
+    Recomputed,
     at_least_float32,
     global_avg_pool,
     max_pool,
@@ -122,6 +123,8 @@ class ResNet(nn.Module):
         implementation: 'auto', 'xla' or None, as for `jaxcnn.ops.conv2d`.
         stem_channels: of the first convolution; those of the first stage unless given.
         stem_bias: whether the first convolution has a bias.
+        recompute: whether to keep only each block's input for the backward pass, and compute the
+            rest again: less memory for more time.
 
     Source: d2l 8.6.3.
 
@@ -139,6 +142,7 @@ class ResNet(nn.Module):
     implementation: str | None = None
     stem_channels: int | None = None
     stem_bias: bool = True
+    recompute: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -173,7 +177,8 @@ class ResNet(nn.Module):
                 changes = strides > 1 or channels != before
                 name = f"b{stage}_{i}"
                 residual = block(channels, use_1x1conv=changes, strides=strides, name=name)
-                blocks.append(partial(residual, train=train))
+                keep = Recomputed if self.recompute else partial
+                blocks.append(keep(residual, train=train))
                 before = channels
             x = nn.Sequential(blocks, name=f"b{stage}")(x)
         head: list[Callable] = [global_avg_pool]

@@ -15,6 +15,7 @@ from jaxcnn.layers import (
     Conv,
     Dense,
     Dropout,
+    Recomputed,
     at_least_float32,
     flatten,
     image_by_image,
@@ -79,6 +80,8 @@ class VGG(nn.Module):
         dtype: of the computation; parameters are float32, logits at least that.
         axis_name: mapped axis whose devices share the batch, for the masks of dropout.
         implementation: 'auto', 'xla' or None, as for `jaxcnn.ops.conv2d`.
+        recompute: whether to keep only each block's input for the backward pass, and compute the
+            rest again: less memory for more time.
 
     Raises:
         ValueError: if the images are too small for the number of blocks.
@@ -98,6 +101,7 @@ class VGG(nn.Module):
     dtype: Any = None
     axis_name: str | None = None
     implementation: str | None = None
+    recompute: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -110,7 +114,7 @@ class VGG(nn.Module):
         ]
         dropout = partial(Dropout, self.dropout_rate, not train, self.axis_name)
         layers: list[Callable] = [
-            *blocks,
+            *(map(Recomputed, blocks) if self.recompute else blocks),
             flatten,
             dense(self.hidden_features, activation=relu, name="dense1"),
             dropout(),

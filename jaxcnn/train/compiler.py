@@ -27,17 +27,15 @@ class Compiler:
         self._parallel = parallel
         self._executor = ThreadPoolExecutor(1, "jaxcnn-compiler")
 
-    def submit(
-        self, program: Callable, *args: Any, donate: tuple[int, ...] = ()
-    ) -> Future[Callable]:
+    def submit(self, program: Callable, *args: Any, **options: Any) -> Future[Callable]:
         """Trace a program now, which tells whether it is right, and compile it when its turn comes.
 
         Args:
             program: see `DataParallel.lower`.
             *args: likewise.
-            donate: likewise.
+            **options: likewise.
         """
-        return self._executor.submit(self._parallel.lower(program, *args, donate=donate))
+        return self._executor.submit(self._parallel.lower(program, *args, **options))
 
     def close(self) -> None:
         """Compile nothing more.

@@ -153,7 +153,11 @@ class DataParallel:
         return [lax.dynamic_slice_in_dim(result, start, length) for result in results]
 
     def lower(
-        self, program: Callable, *args: Any, donate: tuple[int, ...] = ()
+        self,
+        program: Callable,
+        *args: Any,
+        donate: tuple[int, ...] = (),
+        recomputes: bool = False,
     ) -> Callable[[], Callable]:
         """Trace a program for arguments of these shapes: the last sharded, the rest replicated.
 
@@ -161,12 +165,13 @@ class DataParallel:
             program: its results must be the same on every device (reduced over `axis_name`).
             *args: arrays from `replicate` and, last, from `shard`.
             donate: positions of the arguments whose memory the results may reuse.
+            recomputes: whether it computes something again to save memory.
 
         Returns:
             A function that compiles the program, in any thread, and returns it. The program takes
             arguments of the same shapes and dtypes.
         """
-        options = cpu.compiler_options() if self.platform == "cpu" else {}
+        options = cpu.compiler_options(recomputes) if self.platform == "cpu" else {}
         if self.axis_name is None:
             place = self._replicated if self.is_divided else None  # whole, on every device
             compiled = jax.jit(program, donate_argnums=donate, out_shardings=place)

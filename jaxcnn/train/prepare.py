@@ -119,6 +119,11 @@ def _check_settings(config: ConfigDict, model: Any, optimizer: Any) -> None:
         validate_config(config)
     else:
         check_values(config)
+        if config.recompute:
+            raise ConfigError(
+                "config.recompute is True, but applies to models that the config names, and a "
+                f"{type(model).__name__} was given; create that with recompute=True, if it has it"
+            )
     if optimizer is None:
         check_recipe(config)
     if config.data_loading == "stream":
@@ -193,9 +198,11 @@ def _image_shape(config: ConfigDict, train: Dataset) -> tuple[int, int, int]:
 def _create_model(config: ConfigDict, num_classes: int, dataset: str) -> nn.Module:
     """Build the model that the config names."""
     _check_num_classes(config.num_classes, num_classes, dataset)
+    more = {"recompute": True} if config.recompute else {}
     return call_entry(
         MODELS[config.model],
         f"jaxcnn.MODELS[{config.model!r}](num_classes=..., dtype=..., implementation=...)",
+        **more,
         num_classes=config.num_classes or num_classes,
         dtype=DTYPES[config.dtype],
         implementation=config.implementation or None,

@@ -149,7 +149,8 @@ class Programs:
         """Compile training on full batches, or on a last one of another size."""
         args = (self._setup.shapes, self._counts[1], *self._arguments[is_last])
         program = partial(self._train_program, self._setup.batch_size(is_last))
-        return self._compiler.submit(program, *args, donate=(0,))
+        recomputes = self._setup.recomputes
+        return self._compiler.submit(program, *args, donate=(0,), recomputes=recomputes)
 
     def _train_program(
         self, size: int, state: TrainState, count: jax.Array, data: Any, batches: Any

@@ -16,6 +16,7 @@ from jaxcnn.data import ChannelStatistics, Dataset
 from jaxcnn.data.pipeline import epoch_sizes
 from jaxcnn.data.stream import Loading
 from jaxcnn.errors import ConfigError
+from jaxcnn.models import without_normalization
 from jaxcnn.train.optim import learning_rates
 from jaxcnn.train.parallel import DataParallel
 from jaxcnn.train.protocol import set_axis_name
@@ -79,6 +80,11 @@ class Setup:
         """The set that each epoch is evaluated on, and its name: 'validation', or else 'test'."""
         sets = {"validation": self.validation, "test": self.test}
         return next(((name, data) for name, data in sets.items() if data is not None), None)
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether blocks of the model are computed again in the backward pass."""
+        return getattr(without_normalization(self.model), "recompute", False)
 
     @property
     def full_batches(self) -> int:

@@ -7,9 +7,11 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from jaxcnn.errors import ConfigError
 
+STORES = ("gs://", "s3://", "az://", "hf://")  # what `etils.epath` reaches
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # of two letters: one alone may be a drive
 
 
@@ -32,6 +34,7 @@ def local_path(path: str | os.PathLike[str], name: str) -> Path:
     if _SCHEME.match(text):
         raise ConfigError(
             f"{name} must be a path of this machine, got {text!r}; copy or mount what is elsewhere"
+            + (f" (accepted there: {', '.join(STORES)})" if name == "workdir" else "")
         )
     try:
         return Path(text).expanduser()
@@ -39,6 +42,30 @@ def local_path(path: str | os.PathLike[str], name: str) -> Path:
         raise ConfigError(
             f"{name} is {text!r}, but that home folder is not known; give the whole path"
         ) from None
+
+
+def run_path(path: str | os.PathLike[str], name: str) -> Path:
+    """Return the path of a run's folder, which may be on a remote store.
+
+    Args:
+        path: of a folder on this machine, or a URL that begins with one of `STORES`.
+        name: of the setting or argument, for the error.
+
+    Returns:
+        An `etils.epath.Path` of a store, which has the methods of a `Path` but is none.
+
+    Raises:
+        ConfigError: as `local_path`.
+
+    >>> str(run_path("gs://bucket/runs/lenet", "workdir"))
+    'gs://bucket/runs/lenet'
+    """
+    if f"{path}".startswith(STORES):
+        from etils import epath  # here: few runs need it
+
+        remote: Any = epath.Path(path)
+        return remote
+    return local_path(path, name)
 
 
 def check_output(

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from jaxcnn.config import check_keys, get_default_config
 from jaxcnn.data import check_dataset
 from jaxcnn.errors import ConfigError
-from jaxcnn.files import local_path
+from jaxcnn.files import run_path
 from jaxcnn.models import describe_normalization
 from jaxcnn.train.finetune import PartlyFrozen, check_frozen, digest, freeze_updates, transfer
 from jaxcnn.train.loggers import Logger
@@ -110,7 +110,7 @@ def fit(
     )
     setup = _prepare_transfer(setup, init_from, tuple(freeze))
     facts, digests = setup.facts(), setup.digests()
-    folder = None if workdir is None else local_path(workdir, "workdir")
+    folder = None if workdir is None else run_path(workdir, "workdir")
     state, rows = run(setup, folder, loggers)
     config.update({key: setup.settings[key] for key in ("model", "dataset", "num_classes")})
     plain = setup.model.model if isinstance(setup.model, PartlyFrozen) else setup.model

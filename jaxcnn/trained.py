@@ -26,7 +26,7 @@ from jaxcnn.data.dataset import is_channels_first, to_uint8
 from jaxcnn.data.fashion_mnist import FASHION_MNIST
 from jaxcnn.data.split import split_validation
 from jaxcnn.errors import ConfigError, DataError
-from jaxcnn.files import local_path
+from jaxcnn.files import local_path, run_path
 from jaxcnn.inspect.figures import curves_figure, curves_png
 from jaxcnn.models import MODELS, Normalized, build_model, create_model, without_normalization
 from jaxcnn.ops import cpu
@@ -36,6 +36,7 @@ from jaxcnn.train.protocol import set_axis_name
 from jaxcnn.train.record.checkpoint import FOLDER, Checkpoints, MissingCheckpointError
 from jaxcnn.train.record.integrity import DamagedCheckpointError
 from jaxcnn.train.record.logs import JsonLines, Row
+from jaxcnn.train.record.remote import fetched
 from jaxcnn.train.record.workdir import read_run
 from jaxcnn.train.state import TrainState
 from jaxcnn.train.step import predict_logits
@@ -390,7 +391,7 @@ def load(folder: str | Path, which: str | int = "best", model: nn.Module | None 
     """Load what a run has trained; nothing in its folder changes, and it may still be training.
 
     Args:
-        folder: of the run, such as 'runs/lenet'.
+        folder: of the run, such as 'runs/lenet' or 'gs://bucket/lenet'.
         which: 'best' for the checkpoint of the highest accuracy on the validation set, or on the
             test set if there is none, 'last' for the newest, or the step of one that is there.
         model: needed if the run was given a model as an object that is not one of jaxcnn's.
@@ -400,7 +401,13 @@ def load(folder: str | Path, which: str | int = "best", model: nn.Module | None 
             another.
         DataError: if a file of the checkpoint is not what was written.
     """
-    folder = local_path(folder, "folder")
+    path = run_path(folder, "folder")
+    with fetched(path) as here:
+        return _load(here, path, which, model)
+
+
+def _load(folder: Path, name: Path, which: str | int, model: nn.Module | None) -> Trained:
+    """Load what a run has trained from a folder of this machine; `name` is what it is called."""
     run = read_run(folder)
     config = _as_config(run["config"])
     if model is None:
@@ -418,7 +425,7 @@ def load(folder: str | Path, which: str | int = "best", model: nn.Module | None 
         image_shape=image_shape,
         step=int(state.step),
         history=JsonLines(folder / "metrics.jsonl").rows(),
-        folder=folder,
+        folder=name,
         digests=run["data"],
     )
 

@@ -71,7 +71,7 @@ def assert_one_line(capsys, words, program="train.py"):
         (["--config=configs/lenet.py", "--nonsense"], "'nonsense'"),
         (["--config=configs/lenet.py", "nonsense"], "unexpected argument 'nonsense'"),
         (["--config=configs/lenet.py:smoke", "--workdir=/proc/none"], "cannot read or write"),
-        (["--config=configs/lenet.py:smoke", "--workdir=gs://bucket/run"], "of this machine"),
+        (["--config=configs/lenet.py:smoke", "--workdir=http://host/run"], "of this machine"),
         (["--config=configs/lenet.py:smoke", "--workdir="], "workdir must be the path"),
         (["--config=configs/lenet.py", "--config.data_source=/none"], "not a folder"),
         (["--config=configs/lenet.py:smoke", "--config.batch_size=999"], "only 240"),

@@ -406,7 +406,7 @@ def test_several_devices_tune_as_one():
         ({"train": Dataset(TRAIN.images[:, :20], *TRAIN[1:])}, "20 x 28 pixels; image_size= says"),
         ({"model": "lenett"}, "config.model is 'lenett'"),
         ({"model": Tiny}, "model .* is no flax.linen.Module"),
-        ({"workdir": "s3://runs/a"}, "workdir must be a path of this machine"),
+        ({"workdir": "http://host/run"}, "workdir must be a path of this machine"),
         ({"init_from": "runs/lenet"}, "init_from is a str; give what jaxcnn.load returns"),
     ],
 )

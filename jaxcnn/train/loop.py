@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from jaxcnn.errors import StoppedError
-from jaxcnn.files import local_path
+from jaxcnn.files import run_path
 from jaxcnn.train import processes
 from jaxcnn.train.compiler import Compiler
 from jaxcnn.train.loggers import Logger, Loggers
@@ -31,6 +31,7 @@ from jaxcnn.train.record.integrity import check_finite_means
 from jaxcnn.train.record.logs import Row, best_row, epoch_row, step_row, test_row
 from jaxcnn.train.record.notebook import create_display
 from jaxcnn.train.record.progress import Progress
+from jaxcnn.train.record.remote import RemoteWorkdir
 from jaxcnn.train.record.shared import Shared, check_alike
 from jaxcnn.train.record.signals import StopSignal
 from jaxcnn.train.record.unsaved import Unsaved
@@ -65,7 +66,8 @@ def train_and_evaluate(
 
     Args:
         config: see `jaxcnn.get_default_config`.
-        workdir: folder of the run; see `jaxcnn.train.record.workdir.Workdir` for its contents.
+        workdir: folder of the run; see `jaxcnn.train.record.workdir.Workdir` for its contents. It
+            may be on a remote store, such as 'gs://bucket/run'; see `jaxcnn.train.record.remote`.
         model: to train in place of the one that the config names; this and the objects below are
             checked by `jaxcnn.train.prepare.prepare`, which says what they must be.
         optimizer: likewise.
@@ -85,7 +87,7 @@ def train_and_evaluate(
         TrainingError: if the loss is not finite, or the state cannot be saved.
         StoppedError: after saving, if a signal asked to stop.
     """
-    workdir = local_path(workdir, "workdir")  # before any work
+    workdir = run_path(workdir, "workdir")  # before any work
     setup = prepare(
         config, model=model, optimizer=optimizer, train=train, validation=validation, test=test
     )
@@ -145,7 +147,8 @@ def _open_record(setup: Setup, workdir: Path | None) -> Record:
     record = None
     if processes.is_first():
         facts, check = setup.facts(), setup.check_resumed
-        record = Workdir(workdir, setup.settings, digests, environment, facts, check)
+        kind = Workdir if isinstance(workdir, Path) else RemoteWorkdir
+        record = kind(workdir, setup.settings, digests, environment, facts, check)
         if not processes.are_several():
             return record
     return Shared(record, setup.parallel.replicate)

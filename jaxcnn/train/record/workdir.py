@@ -32,6 +32,7 @@ MAY_CHANGE = (
     "checkpoint_every_steps",
     "num_devices",
     "data_parallel",
+    "recompute",
     "steps_per_call",
     "implementation",
 )
@@ -102,6 +103,11 @@ class Workdir:
             self._open.close()
             raise
 
+    @property
+    def name(self) -> str:
+        """What messages call the folder."""
+        return str(self.folder)
+
     def __enter__(self) -> "Workdir":
         return self
 
@@ -129,7 +135,7 @@ class Workdir:
             restored = self._checkpoints.restore_newest(shapes, warn)
             if restored is None and len(self.rows()) > 1:  # one may precede the first checkpoint
                 raise ConfigError(
-                    f"the workdir {str(self.folder)!r} has logs but no checkpoints any more; "
+                    f"the workdir {self.name!r} has logs but no checkpoints any more; "
                     "restore them, or give another --workdir"
                 )
             state, progress = restored or (None, Progress())
@@ -246,7 +252,7 @@ class Workdir:
             yield
         except OSError as error:
             raise kind(
-                f"cannot read or write the workdir {str(self.folder)!r} "
+                f"cannot read or write the workdir {self.name!r} "
                 f"({error.strerror or error}); {advice}"
             ) from error
 
@@ -256,7 +262,7 @@ class Workdir:
             self._open.enter_context(hold_lock(lock, wait=False))
         except BlockingIOError:
             raise ConfigError(
-                f"process {lock.read_text()} is training in the workdir {str(self.folder)!r}; wait "
+                f"process {lock.read_text()} is training in the workdir {self.name!r}; wait "
                 "until it ends, or give another --workdir"
             ) from None
 
@@ -268,7 +274,7 @@ class Workdir:
             before = _read_record(self.folder)
         except ConfigError as error:
             raise ConfigError(
-                f"the workdir {str(self.folder)!r} has checkpoints or logs, but {error}, so it is "
+                f"the workdir {self.name!r} has checkpoints or logs, but {error}, so it is "
                 "not known whose they are; restore it, or give another --workdir"
             ) from error
         config, data, starts = before["config"], before["data"], before["starts"]
@@ -282,14 +288,14 @@ class Workdir:
         ]
         if changes:
             raise ConfigError(
-                f"the workdir {str(self.folder)!r} holds a run with other settings: "
+                f"the workdir {self.name!r} holds a run with other settings: "
                 f"{'; '.join(changes)}; give another --workdir or the same settings"
             )
         check(config)
         self._tested_before = dict(before.get("result", {}).get("test", {}))
         if data != now["data"]:
             raise ConfigError(
-                f"the workdir {str(self.folder)!r} holds a run on other data (see its run.json), "
+                f"the workdir {self.name!r} holds a run on other data (see its run.json), "
                 "although the settings are the same; give another --workdir or the same data"
             )
         return starts

@@ -610,6 +610,8 @@ def test_a_merged_batch_is_shared_by_devices_and_may_be_the_only_one():
         (XlasConvolution(), {"steps_per_call": 7}, 7),
         (None, {"implementation": "xla"}, 1),
         (None, {"dtype": "bfloat16"}, 1),
+        (None, {"num_devices": 2}, 50),
+        (None, {"num_devices": 2, "data_parallel": "jit"}, 1),
     ],
 )
 def test_a_call_takes_several_steps_where_no_convolution_is_slow_in_a_loop(

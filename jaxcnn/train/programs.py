@@ -316,6 +316,8 @@ def _default_steps(setup: Setup) -> int:
     """Return how many steps a call can take where the config leaves it open."""
     if setup.parallel.platform != "cpu":
         return _MAX_STEPS
+    if setup.parallel.is_divided:  # into convolutions of XLA's own
+        return 1
     model = set_axis_name(setup.model, None)  # no axis is mapped while tracing
     size, dtype = setup.config.image_size, DTYPES[setup.config.dtype]
     images = jax.ShapeDtypeStruct((1, size, size, setup.train.images.shape[3]), dtype)

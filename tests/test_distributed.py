@@ -1,6 +1,7 @@
 """The flags of a run of several processes, their last words, and the examples for schedulers."""
 
 import re
+import socket
 import subprocess
 import sys
 
@@ -47,6 +48,25 @@ def test_the_report_of_the_runtime_becomes_one_line(report, which):
     line = summarize(report, "train.py").decode()
     assert line.startswith(f"train.py: {which} of this run has ended, so this one ends; start all")
     assert line.count("\n") == 1
+
+
+def test_a_process_that_never_comes_is_one_line(run_python):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = f"""
+from jaxcnn.cli import distributed
+distributed._START_SECONDS = 1
+with distributed.joined("train.py"):
+    distributed.join(distributed.Place("127.0.0.1:{port}", 2, 0))
+"""
+    done = run_python("-c", script)
+    assert done.returncode not in (0, None)
+    assert done.stdout == ""
+    assert done.stderr == (
+        "train.py: not all processes of this run have come in time; start all of them within a few "
+        "minutes, with the same --coordinator and --num_processes\n"
+    )
 
 
 def test_everything_else_is_copied():

@@ -1,4 +1,4 @@
-"""One line in place of what JAX's runtime prints when another process of a run has ended.
+"""One line in place of what JAX's runtime prints when another process has ended or never comes.
 
 A program of its own, without imports that take time: it copies the error output of a process, and
 replaces the runtime's report, a dozen lines with addresses, by what a person needs. A report in
@@ -13,6 +13,7 @@ _REPORT = re.compile(rb"[EFW]\d{4} .*(coordination_service|preemption_sync_manag
 _SILENT = re.compile(rb"^(?:/job:\w+/(?:replica:\d+/)?task:)?(\d+)$", re.MULTILINE)
 _FATAL = b"Terminating process because the JAX distributed service detected fatal errors"
 _NO_COORDINATOR = b"Failed to send RPC to coordination service"
+_NOT_ALL_CAME = b"CoordinationService/RegisterTask"
 
 
 def summarize(report: bytes, program: str) -> bytes:
@@ -24,6 +25,11 @@ def summarize(report: bytes, program: str) -> bytes:
     """
     if _FATAL not in report:
         return report
+    if _NOT_ALL_CAME in report:
+        return (
+            f"{program}: not all processes of this run have come in time; start all of them within "
+            "a few minutes, with the same --coordinator and --num_processes\n"
+        ).encode()
     gone = sorted({number.decode() for number in _SILENT.findall(report)})
     if not gone and _NO_COORDINATOR in report:
         gone = ["0"]

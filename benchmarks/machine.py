@@ -28,9 +28,10 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def write_record(path: Path, **content: Any) -> None:
-    """Write what was measured, and on what, as a file; print it as one line of JSON."""
+def write_record(path: Path, *, shows: bool = True, **content: Any) -> None:
+    """Write what was measured, and on what, as a file; with `shows`, print it as a line of JSON."""
     record = {"machine": describe_machine(), **content}
     path.parent.mkdir(exist_ok=True)
     path.write_text(f"{json.dumps(record, indent=2)}\n")
-    print(json.dumps(record))
+    if shows:
+        print(json.dumps(record))

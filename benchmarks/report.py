@@ -114,24 +114,32 @@ def inference() -> list[str]:
 
 
 def tpu() -> str:
-    """Return the table of programs compiled for a TPU: a row per network and dtype."""
-    record = load("tpu_compile")
-    rows = [
-        f"A training step of {record['batch_size']} images on one {record['chip']}:",
-        "",
-        "| network | dtype | GFLOP | GB moved | memory, MB | at least, ms | bound by | "
-        "images/s, at most |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for each in record["results"]:
-        bounds = {"arithmetic": each["compute_ms"], "memory": each["memory_ms"]}
-        bound = max(bounds, key=bounds.__getitem__)
-        rows.append(
-            f"| {NAMES[each['model']]} | {each['dtype']} | {each['gigaflops']:,.1f} | "
-            f"{each['gigabytes']:.2f} | {each['memory_megabytes']:,.0f} | {bounds[bound]:.2f} | "
-            f"{bound} | {each['images_per_second']:,.0f} |"
-        )
-    return "\n".join(rows)
+    """Return the tables of programs compiled for TPUs: a row per network and number of chips."""
+    record, rows = load("tpu_compile"), []
+    groups = dict.fromkeys((each["kind"], each["dtype"]) for each in record["results"])
+    for kind, dtype in groups:
+        which = {"kind": kind, "dtype": dtype}
+        found = [each for each in record["results"] if each | which == each]
+        alone = {each["model"]: each for each in found if each["chips"] == 1}
+        rows += [
+            f"{kind}, {dtype}, {record['batch_size']} images a chip:",
+            "",
+            "| network | chips | GFLOP | GB moved | memory, MB | at least, ms | all-reduces | MB | "
+            "exchange, ms | images/s | efficiency |",
+            "|---|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        found.sort(key=lambda each: each["chips"])
+        for each in [each for model in alone for each in found if each["model"] == model]:
+            rate, one = each["images_per_second"], alone[each["model"]]["images_per_second"]
+            rows.append(
+                f"| {NAMES[each['model']]} | {each['chips']} | {each['gigaflops']:,.1f} | "
+                f"{each['gigabytes']:.2f} | {each['memory_megabytes']:,.1f} | "
+                f"{max(each['compute_ms'], each['memory_ms']):.2f} | {each['all_reduces']} | "
+                f"{each['all_reduced_megabytes']:,.1f} | {each['exchange_ms']:.2f} | "
+                f"{rate:,.0f} | {100 * rate / (one * each['chips']):.0f} % |"
+            )
+        rows.append("")
+    return "\n".join(rows[:-1])
 
 
 def memory() -> str:
@@ -269,7 +277,8 @@ def parities() -> str:
 # What is written into each document, by the name in its comment.
 DOCUMENTS = {
     ROOT / "README.md": {"accuracy": accuracies, "speed": summary},
-    ROOT / "docs" / "performance.md": {"speed": details, "memory": memory, "tpu": tpu},
+    ROOT / "docs" / "performance.md": {"speed": details, "memory": memory},
+    ROOT / "docs" / "scaling.md": {"tpu": tpu},
     ROOT / "docs" / "results.md": {"parity": parities, "epochs": epochs},
 }
 

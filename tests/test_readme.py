@@ -95,7 +95,9 @@ def test_links_and_files_exist(document):
         assert key in {*get_default_config(), "KEY"}
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/performance.md", "docs/results.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/performance.md", "docs/results.md", "docs/scaling.md"]
+)
 def test_the_figures_are_those_of_the_records(name, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import report

@@ -707,15 +707,26 @@ def test_a_merged_batch_alone_is_shared_by_all_devices():
 def test_programs_are_compiled_for_devices_of_which_there_is_a_description_alone(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.setattr(os, "environ", dict(os.environ))  # it sets what libtpu reads
-    from tpu_compile import CHIPS, Described, create_programs, describe
+    from tpu_compile import GRIDS, KINDS, Described, create_setup, describe, find_all_reduces
 
     tree = {"indices": np.zeros((3, 4), np.int32)}
     for parallel in (DataParallel(1), DataParallel(2)):
         described = Described(devices=parallel.devices)
         assert described.replicate(tree) == shapes_of(parallel.replicate(tree))
         assert described.shard(tree) == shapes_of(parallel.shard(tree))
-    programs = create_programs("lenet", "float32", parallel.devices)
-    found = describe(programs, CHIPS["TPU v5e"])
-    programs.close()
+    setup = create_setup("lenet", "float32", parallel.devices)
+    monkeypatch.setitem(GRIDS, 2, GRIDS[8])
+    found = describe(setup, KINDS["TPU v5e"])
     assert found["memory_ms"] == pytest.approx(found["gigabytes"] / 0.819)
     assert found["gigaflops"] > 0
+    gradients = 4 * sum(x.size for x in jax.tree.leaves(setup.shapes.params)) / 1e6
+    assert gradients <= found["all_reduced_megabytes"] < 1.01 * gradients
+    assert found["exchange_ms"] == pytest.approx(
+        found["all_reduced_megabytes"] / 100 + found["all_reduces"] * 0.008
+    )
+    text = """
+      %a = (f32[6]{0:T(128)S(1)}, bf16[5,1]{1,0:T(1,128)S(1)}, /*index=5*/f32[]) all-reduce(%x, %y)
+      %b = f32[]{:T(128)} all-reduce-start(%c), channel_id=1
+      %d = f32[] all-reduce-done(%b)
+    """
+    assert find_all_reduces(text) == (2, 6 * 4 + 5 * 2 + 4 + 4)

@@ -152,6 +152,11 @@ def validate_config(config: ConfigDict) -> None:
     jaxcnn.errors.ConfigError: config.num_epochs is 0; it must be at least 1
     """
     check_values(config)
+    if config.recompute and not takes_recompute(config.model):
+        raise ConfigError(
+            f"config.recompute is True, but model {config.model!r} has no blocks to compute again; "
+            f"accepted with: {', '.join(filter(takes_recompute, MODELS))}"
+        )
     _check_image_size(config)
 
 
@@ -279,11 +284,6 @@ def _check_words(config: ConfigDict) -> None:
         check_choice("dataset", config.dataset, dataset_words())
     if config.implementation:
         check_choice("implementation", config.implementation, cpu.IMPLEMENTATIONS)
-    if config.recompute and not takes_recompute(config.model):
-        raise ConfigError(
-            f"config.recompute is True, but model {config.model!r} has no blocks to compute again; "
-            f"accepted with: {', '.join(filter(takes_recompute, MODELS))}"
-        )
 
 
 def check_choice(key: str, value: str, choices: Any) -> None:

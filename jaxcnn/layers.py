@@ -425,9 +425,11 @@ class Recomputed(functools.partial):
     What is computed within is computed again when the gradients need it, dropout and all, with the
     same result up to rounding. BatchNorm's running averages move once.
 
-    Made of a module within another's `__call__`, and of further arguments of its call, such as
-    `train`. On CPU, XLA notices that the same is computed twice and keeps it after all, unless the
-    program is compiled with `jaxcnn.ops.cpu.compiler_options(recomputes=True)`, as runs are.
+    Made as a `functools.partial` of a module within another's `__call__`, with further arguments of
+    its call, such as `train`. On CPU, XLA notices that the same is computed twice and keeps it
+    after all, unless the program is compiled with
+    `jaxcnn.ops.cpu.compiler_options(recomputes=True)`, as are runs of a model with a field
+    `recompute` that is true.
 
     Source: Chen et al., Training deep nets with sublinear memory cost, 2016.
 
@@ -441,7 +443,8 @@ class Recomputed(functools.partial):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return what the block makes of feature maps."""
-        return nn.remat(lambda block, x: block(x, **self.keywords))(self.func, x)
+        args, kwargs = self.args, self.keywords
+        return nn.remat(lambda block, x: block(*args, x, **kwargs))(self.func, x)
 
 
 def flatten(x: jax.Array) -> jax.Array:

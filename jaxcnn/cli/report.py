@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 
 from jaxcnn.cli.output import add_output, add_which, check_output
 
@@ -26,6 +25,5 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     path = check_output(options.output, options.force)
     from jaxcnn.report import write_report
 
-    folders = [Path(folder) for folder in options.runs]
-    page = write_report(folders, path, options.which, title=options.title, force=options.force)
+    page = write_report(options.runs, path, options.which, title=options.title, force=options.force)
     yield f"{page}"

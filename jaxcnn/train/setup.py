@@ -16,7 +16,6 @@ from jaxcnn.data import ChannelStatistics, Dataset
 from jaxcnn.data.pipeline import epoch_sizes
 from jaxcnn.data.stream import Loading
 from jaxcnn.errors import ConfigError
-from jaxcnn.models import without_normalization
 from jaxcnn.train.optim import learning_rates
 from jaxcnn.train.parallel import DataParallel
 from jaxcnn.train.protocol import set_axis_name
@@ -83,8 +82,11 @@ class Setup:
 
     @property
     def recomputes(self) -> bool:
-        """Whether blocks of the model are computed again in the backward pass."""
-        return getattr(without_normalization(self.model), "recompute", False)
+        """Whether blocks of the model, or of one within it, are computed again."""
+        model: Any = self.model
+        while model is not None and not getattr(model, "recompute", False):
+            model = getattr(model, "model", None)
+        return model is not None
 
     @property
     def full_batches(self) -> int:

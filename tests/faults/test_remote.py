@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from jaxcnn.errors import ConfigError, DataError, TrainingError
 from jaxcnn.train import train_and_evaluate
 from jaxcnn.train.record import remote
 from jaxcnn.train.record.checkpoint import Checkpoints
-from jaxcnn.train.record.integrity import CHECKSUMS, check_files, checksums
-from jaxcnn.train.record.remote import Mirror, TakenOverError
+from jaxcnn.train.record.integrity import check_files
+from jaxcnn.train.record.logs import JsonLines
+from jaxcnn.train.record.remote import Mirror, RemoteWorkdir, TakenOverError
+from jaxcnn.train.record.workdir import Workdir
 
 pytestmark = CACHED
 URL = "s3://bucket/runs/tiny"
@@ -75,11 +78,12 @@ def store(monkeypatch):
     backend.fsspec_backend._get_filesystem.cache_clear()
 
 
-def names(store):
-    """Return the files of the run, and which checkpoints are among them."""
-    files = [name.removeprefix("/bucket/runs/tiny/") for name in store.store]
-    steps = {int(name.split("/")[1]) for name in files if name.endswith(f"/{CHECKSUMS}")}
-    return sorted(files), sorted(steps)
+def listed(store):
+    """Return the steps that the store lists; their objects are there, and none but those."""
+    index = json.loads(store.store["/bucket/runs/tiny/checkpoints.json"].getvalue())
+    names = {name.rpartition("/")[2] for name in store.store if name.endswith(".tar")}
+    assert names == {*index["listed"].values(), *index["damaged"]}
+    return sorted(map(int, index["listed"]))
 
 
 def rows_of(history):
@@ -87,39 +91,93 @@ def rows_of(history):
     return [{k: v for k, v in row.items() if "second" not in k} for row in history]
 
 
+def train(num_epochs, **changes):
+    return train_and_evaluate(small_config(num_epochs=num_epochs, **changes), URL, model=Tiny())
+
+
 @pytest.mark.slow
 def test_a_run_there_is_that_here(store, tmp_path):
     """Also if it goes on on another machine, which has nothing of it."""
-    config = small_config(num_epochs=3)
-    train_and_evaluate(config, tmp_path, model=Tiny())
+    train_and_evaluate(small_config(num_epochs=3), tmp_path, model=Tiny())
     for num_epochs in (1, 3):
-        train_and_evaluate(small_config(num_epochs=num_epochs), URL, model=Tiny())
+        train(num_epochs)
     here, there = (jaxcnn.load(folder, model=Tiny()) for folder in (tmp_path, URL))
     assert str(there.folder) == URL
     assert rows_of(there.history) == rows_of(here.history)
     jax.tree.map(np.testing.assert_array_equal, there.variables, here.variables)
-    files, steps = names(store)
-    assert steps == Checkpoints(tmp_path / "checkpoints").steps
-    assert {"run.json", "metrics.jsonl", "steps.jsonl", "curves.png", "owner.json"} <= set(files)
+    assert listed(store) == Checkpoints(tmp_path / "checkpoints").steps
+    files = {name.removeprefix("/bucket/runs/tiny/") for name in store.store}
+    assert {"run.json", "metrics.jsonl", "steps.jsonl", "curves.png", "owner.json"} <= files
     assert not any("/." in name or name.startswith(".") for name in files)
     assert len(json.loads(store.store["/bucket/runs/tiny/run.json"].getvalue())["starts"]) == 2
 
 
-def test_other_settings_are_refused_by_its_own_name(store):
-    train_and_evaluate(small_config(num_epochs=1), URL, model=Tiny())
-    before = names(store)
+@pytest.mark.slow
+def test_a_step_that_is_saved_again_takes_the_place_of_the_first(store):
+    """As where a signal stops an evaluation: Orbax gives its files other names each time."""
+    config, run = small_config(num_epochs=2), RemoteWorkdir.save
+
+    def save_twice(self, *args):
+        run(self, *args)
+        run(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RemoteWorkdir, "save", save_twice)
+        train_and_evaluate(config, URL, model=Tiny())
+    assert listed(store) == [8, 16]
+    assert jaxcnn.load(URL, which=16, model=Tiny()).step == 16
+
+
+def test_one_that_is_refused_stops_nobody(store):
+    train(1)
+    owner = store.store["/bucket/runs/tiny/owner.json"].getvalue()
     with pytest.raises(ConfigError, match=f"workdir '{URL}' holds a run with other settings: seed"):
-        train_and_evaluate(small_config(num_epochs=1, seed=5), URL, model=Tiny())
-    assert names(store) == before
+        train(1, seed=5)
+    assert store.store["/bucket/runs/tiny/owner.json"].getvalue() == owner
+    assert listed(store) == [8]
 
 
-def checkpoint(folder: Path, step: int):
-    """Write a checkpoint's files, without what Orbax would write."""
-    path = folder / "checkpoints" / f"{step}"
-    (path / "state" / "d").mkdir(parents=True)
-    for name in ("progress.json", "state/_METADATA", "state/d/0"):
-        (path / name).write_text(f"{name} of {step}")
-    (path / CHECKSUMS).write_text(json.dumps(checksums(path)))
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run's folder after each of three saves, and after the same saves of another process."""
+    folder, copies = tmp_path_factory.mktemp("runs"), {}
+    for process in ("first", "again"):
+        save = Workdir.save
+
+        def save_and_copy(self, *args, process=process, save=save):
+            save(self, *args)
+            copies[process, len(copies) % 3] = shutil.copytree(
+                self.folder, folder / f"{process}-{len(copies) % 3}"
+            )
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Workdir, "save", save_and_copy)
+            train_and_evaluate(small_config(num_epochs=3), folder / process, model=Tiny())
+    return copies
+
+
+class Machine:
+    """A machine that has a run: after each save its folder is what `saved` has."""
+
+    def __init__(self, folder, saved, process):
+        self.folder, self._saved, self._process = folder, saved, process
+        folder.mkdir()
+        self._mirror = Mirror(epath.Path(URL), folder)
+        self._mirror.fetch()
+        self._mirror.claim()
+
+    def save(self, number):
+        copy = self._saved[self._process, number]
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        shutil.copytree(copy, self.folder, dirs_exist_ok=True)
+        self._mirror.push()
+
+
+def save_all(folder, saved, after=lambda: None):
+    machine = Machine(folder, saved, "first")
+    for number in range(3):
+        machine.save(number)
+        after()
 
 
 def complete_steps(folder):
@@ -129,33 +187,21 @@ def complete_steps(folder):
     checkpoints = list(folder.glob("checkpoints/*"))
     for path in checkpoints:
         check_files(path)
-    return sorted(int(path.name) for path in checkpoints)
+    rows = JsonLines(folder / "metrics.jsonl").rows()
+    steps = sorted(int(path.name) for path in checkpoints)
+    assert not steps or len(rows) >= steps[-1] // 8  # rows may run ahead, never lack
+    assert not rows or (folder / "run.json").exists()
+    return steps
 
 
-def test_killed_at_any_moment_of_a_save_it_has_what_it_had(store, tmp_path):
-    """The second save brings checkpoint 3 and takes 1 away."""
-
-    def save_twice(folder):
-        folder.mkdir()
-        mirror = Mirror(epath.Path(URL), folder)
-        mirror.claim()
-        mirror.fetch()
-        for step in (1, 2):
-            checkpoint(folder, step)
-        (folder / "metrics.jsonl").write_text("1\n2\n")
-        mirror.push()
-        before = store.changes
-        checkpoint(folder, 3)
-        shutil.rmtree(folder / "checkpoints" / "1")
-        (folder / "metrics.jsonl").write_text("1\n2\n3\n")
-        mirror.push()
-        return before
-
-    first = save_twice(tmp_path / "whole")
+def test_killed_at_any_moment_of_a_save_it_goes_on(store, saved, tmp_path):
+    """What was there stays until there is more, and the same save, by another machine, is good."""
+    moments = [store.changes]
+    save_all(tmp_path / "whole", saved, after=lambda: moments.append(store.changes))
+    assert listed(store) == complete_steps(tmp_path / "read")
     last = store.changes
-    assert names(store)[1] == complete_steps(tmp_path / "read") == [2, 3]
-    assert last - first >= 7  # a log, a checkpoint's four files, and what is deleted
-    for moment in range(first + 1, last + 1):
+    assert last >= 15
+    for moment in range(1, last + 1):
 
         def kill(number, moment=moment):
             if number == moment:
@@ -164,34 +210,52 @@ def test_killed_at_any_moment_of_a_save_it_has_what_it_had(store, tmp_path):
         store.store.clear()
         store.changes, store.fails = 0, staticmethod(kill)
         with pytest.raises(Killed):
-            save_twice(tmp_path / f"killed-{moment}")
+            save_all(tmp_path / f"killed-{moment}", saved)
         store.fails = staticmethod(lambda number: None)
         steps = complete_steps(tmp_path / f"read-{moment}")
-        assert steps in ([1, 2], [1, 2, 3], [2, 3])
-        again = Mirror(epath.Path(URL), tmp_path / f"again-{moment}")
-        (tmp_path / f"again-{moment}").mkdir()
-        again.claim()
-        again.fetch()
-        again.push()  # and what was left of a checkpoint is gone
-        rest = {name.split("/")[1] for name in names(store)[0] if name.startswith("checkpoints/")}
-        assert sorted(map(int, rest)) == steps
+        whole = sum(each < moment for each in moments[1:])  # saves that had ended before
+        assert steps[-1:] in ([8 * whole][:whole], [8 * (whole + 1)])
+        again = Machine(tmp_path / f"again-{moment}", saved, "again")
+        for number in range(whole, 3):
+            again.save(number)
+        assert listed(store) == complete_steps(tmp_path / f"end-{moment}")
+        assert listed(store)[-1] == 24
 
 
-def test_a_save_that_arrives_damaged_deletes_nothing(store, tmp_path, monkeypatch):
-    config = small_config(num_epochs=1)
-    train_and_evaluate(config, URL, model=Tiny())
-    before = names(store)[1]
-    read = epath.gpath.PosixGPath.read_bytes
-    monkeypatch.setattr(
-        epath.gpath.PosixGPath,
-        "read_bytes",
-        lambda path: read(path) + (b"x" if "checkpoints/16/" in str(path) else b""),
-    )
-    with pytest.raises(
-        TrainingError, match=r"checkpoints/16/.* is not what was written\); what is"
-    ):
-        train_and_evaluate(small_config(num_epochs=2), URL, model=Tiny())
-    assert names(store)[1] == before == [8]
+def test_a_store_that_cannot_tell_loses_nothing(store):
+    """A store's own `exists` and the like take a failure for "not there"; they are not asked."""
+    train(2)
+    before = dict(store.store)
+
+    def fail(*args, **kwargs):
+        raise TimeoutError("no answer")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("exists", "isdir", "isfile", "ls", "info"):
+            patch.setattr(store, name, lambda *args, **kwargs: False)
+        patch.setattr(store, "_open", fail)
+        with pytest.raises(ConfigError, match=r"cannot be read or written \(no answer\)"):
+            train(3)
+    assert dict(store.store) == before
+
+
+def test_a_save_that_arrives_damaged_deletes_nothing(store):
+    train(1)
+    read = Mirror._read
+
+    def read_damaged(mirror, name):
+        return (read(mirror, name) or b"") + b"x" * name.startswith("checkpoints/16-") or None
+
+    words = r"16-\w+.tar is not what was written\); give the same .* --workdir=(\S+) to go on here"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Mirror, "_read", read_damaged)
+        with pytest.raises(TrainingError, match=words) as error:
+            train(2)
+    here = Path(re.search(words, f"{error.value}")[1])
+    assert jaxcnn.load(here, model=Tiny(), which="last").step == 16  # what is newer is not lost
+    shutil.rmtree(here.parent)
+    index = json.loads(store.store["/bucket/runs/tiny/checkpoints.json"].getvalue())
+    assert list(index["listed"]) == ["8"]
 
 
 def test_of_two_processes_the_earlier_stops(store):
@@ -208,23 +272,41 @@ def test_of_two_processes_the_earlier_stops(store):
         def close(self):
             pass
 
-    with pytest.raises(TakenOverError, match=rf"^process \d+ on \S+ has been started in .*'{URL}'"):
+    with pytest.raises(
+        TakenOverError, match=rf"^process \d+ on \S+ was started in .*'{URL}' after"
+    ):
         train_and_evaluate(small_config(num_epochs=3), URL, model=Tiny(), loggers=[Beside()])
-    assert names(store)[1] == [8]
+    assert listed(store) == [8]
+
+
+def test_one_that_starts_while_another_saves_has_what_it_saved(store, monkeypatch):
+    train(1)
+    claim, others = Mirror.claim, []
+
+    def claim_after_a_save(mirror):
+        if not others:
+            others.append(1)
+            monkeypatch.setattr(Mirror, "claim", claim)
+            train(2)
+        claim(mirror)
+
+    monkeypatch.setattr(Mirror, "claim", claim_after_a_save)
+    train(3)
+    assert listed(store) == [16, 24]
 
 
 def test_a_store_that_fails_for_a_moment_is_tried_again(store):
     failed = []
 
     def fail(number):
-        if number in (4, 9):
+        if number in (1, 4, 9):
             failed.append(number)
             raise TimeoutError("try later")
 
     store.fails = staticmethod(fail)
-    train_and_evaluate(small_config(num_epochs=1), URL, model=Tiny())
-    assert failed == [4, 9]
-    assert names(store)[1] == [8]
+    train(1)
+    assert failed == [1, 4, 9]
+    assert listed(store) == [8]
 
 
 def test_a_store_that_fails_ends_the_run_in_one_line(store):
@@ -234,30 +316,37 @@ def test_a_store_that_fails_ends_the_run_in_one_line(store):
     store.fails = staticmethod(refuse)
     words = rf"^the workdir '{URL}' cannot be read or written \(no access\); give a --workdir that"
     with pytest.raises(ConfigError, match=words):
-        train_and_evaluate(small_config(num_epochs=1), URL, model=Tiny())
-    store.fails = staticmethod(lambda number: number > 3 and refuse(number))
-    with pytest.raises(TrainingError, match=r"cannot be read or written \(no access\); what is th"):
-        train_and_evaluate(small_config(num_epochs=1), URL, model=Tiny())
+        train(1)
 
 
 def test_its_folder_on_this_machine_does_not_stay(store, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    train_and_evaluate(small_config(num_epochs=1), URL, model=Tiny())
+    train(1)
     jaxcnn.load(URL, model=Tiny())
     with pytest.raises(ConfigError):
-        train_and_evaluate(small_config(num_epochs=1, seed=3), URL, model=Tiny())
+        train(1, seed=3)
     assert list(tmp_path.glob("jaxcnn-*")) == []
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_kept(store, capsys):
+    train(2)
+    name = next(name for name in store.store if "/checkpoints/16-" in name)
+    store.store[name].seek(1000)
+    store.store[name].write(b"??")
+    with pytest.raises(DataError, match=f"in '{URL}' is damaged"):
+        jaxcnn.load(URL, which=16, model=Tiny())
+    train(2)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "is damaged" in line]
+    assert line.startswith("checkpoint 16 is damaged and ")
+    assert "/tmp" not in line
+    assert listed(store) == [8, 16]
+    assert name in store.store
+    assert jaxcnn.load(URL, which=16, model=Tiny()).step == 16
 
 
 def test_what_cannot_be_loaded_is_called_by_its_name(store):
     with pytest.raises(ConfigError, match=f"^'{URL}' .* the folder of a run"):
         jaxcnn.load(URL)
-    train_and_evaluate(small_config(num_epochs=1), URL, model=Tiny())
-    damaged = next(name for name in store.store if "/checkpoints/8/state/" in name)
-    store.store[damaged].seek(0)
-    store.store[damaged].write(b"??")
-    with pytest.raises(DataError, match=f"in '{URL}' is damaged"):
-        jaxcnn.load(URL, model=Tiny())
 
 
 def test_a_store_whose_library_is_missing():

@@ -1,29 +1,37 @@
 """The folder of a run on a remote store, such as gs://bucket/run, by way of etils' `epath`.
 
-Such a store has no locks, no renaming of folders and nothing to flush: a file is there as a whole
+Such a store has no locks, no folders to rename and nothing to flush: an object is there as a whole
 or not at all. So a run works in a folder of this machine, with all that `Workdir` guarantees, and
 copies it to the store with every save, in an order that a kill may interrupt anywhere:
 
-1. Logs, then the files of a new checkpoint; last of all its checksums, without which it is none.
-2. The checkpoint is read back and compared. Only then is an older one deleted, checksums first.
+1. `run.json` and the logs, whose rows may run ahead of the checkpoints.
+2. The new checkpoint, `checkpoints/<step>-<SHA-256>.tar`, a name that no other has. It is read back
+   and compared.
+3. `checkpoints.json`, which lists the checkpoints: with it the new one is there, an older one gone.
+4. Objects that are no longer listed are deleted.
 
 In place of the lock, the run that was started last owns the folder: an earlier one that is still
-training notices before it writes, and stops.
+training notices before it saves, and stops. Nothing is listed, which stores answer from memory.
 """
 
 import contextlib
+import errno
+import hashlib
+import io
 import json
 import os
 import platform
 import shutil
+import tarfile
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxcnn.errors import ConfigError, DataError, TrainingError, first_line
+from jaxcnn.files import write_atomically
 from jaxcnn.train.record.checkpoint import FOLDER
 from jaxcnn.train.record.integrity import CHECKSUMS
 from jaxcnn.train.record.logs import Row
@@ -31,8 +39,10 @@ from jaxcnn.train.record.progress import Progress
 from jaxcnn.train.record.workdir import Workdir
 from jaxcnn.train.state import TrainState
 
-OWNER = "owner.json"
-_TRIES, _PAUSE_SECONDS = 3, 2.0
+INDEX, OWNER = "checkpoints.json", "owner.json"
+_LOGS = ("run.json", "metrics.jsonl", "steps.jsonl")
+_TRIES, _PAUSE_SECONDS = 5, 2.0  # before the second try, and twice as long before each further one
+T = TypeVar("T")
 
 
 class TakenOverError(TrainingError):
@@ -44,86 +54,119 @@ class Mirror:
 
     Args:
         remote: an `etils.epath.Path`.
-        local: of this machine.
+        local: of this machine; must exist.
     """
 
     def __init__(self, remote: Any, local: Path):
         self._remote, self._local = remote, local
-        self._there: dict[Path, tuple[int, int]] = {}  # size and time of what has been copied
         self._mine = {"host": platform.node(), "process": os.getpid(), "token": uuid.uuid4().hex}
-
-    def claim(self) -> None:
-        """Become the owner of the remote folder, which is created if it is missing."""
-        self._write(Path(OWNER), json.dumps(self._mine).encode())
+        self._index = _no_checkpoints()
+        self._damaged: list[str] = []  # objects that were fetched
+        self._copied: dict[str, Any] = {}  # what tells whether a file or a step has changed since
 
     def fetch(self) -> None:
-        """Copy all that is there to this machine, except for checkpoints that are not complete."""
-        if self._remote.is_dir():
-            self._fetch(Path())
+        """Copy the logs and the checkpoints to this machine, where nothing of them is yet.
+
+        A checkpoint that is missing or not what was written becomes one without files, which is
+        found to be damaged.
+        """
+        self._index = self._read_index()
+        for name in _LOGS:
+            content = self._read(name)
+            if content is not None:
+                write_atomically(self._local / name, content)
+                self._copied[name] = _identity(self._local / name)
+        for step, name in self._index["listed"].items():
+            folder = self._local / FOLDER / step
+            folder.mkdir(parents=True)
+            content = self._read(f"{FOLDER}/{name}")
+            if content is not None and name != _name(step, content):
+                self._damaged.append(name)
+            elif content is not None:
+                with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+                    archive.extractall(folder, filter="data")
+            self._copied[step] = _contents(folder)
+
+    def is_current(self) -> bool:
+        """Return whether the store still lists what was fetched."""
+        return self._read_index() == self._index
+
+    def has_all(self) -> bool:
+        """Return whether every checkpoint that was fetched has files."""
+        return all(self._copied[step] for step in self._index["listed"])
+
+    def claim(self) -> None:
+        """Become the owner of the remote folder."""
+        self._write(OWNER, json.dumps(self._mine).encode())
 
     def push(self) -> None:
-        """Copy what is new or has changed to the store, and delete there what is gone here.
+        """Copy what is new or has changed to the store, and delete there what was deleted here.
 
         Raises:
             TakenOverError: if another process owns the folder by now.
         """
         self._check_owner()
-        here = {path: _identity(self._local / path) for path in _files(self._local)}
-        new = [path for path, identity in here.items() if self._there.get(path) != identity]
-        for path in sorted(new, key=lambda path: (_step_of(path) is not None, path)):
-            if path.name != CHECKSUMS:
-                self._copy(path, here[path])
-        if completed := [path for path in new if path.name == CHECKSUMS]:
-            self._check_owner()
-            for path in completed:
-                self._copy(path, here[path])
-        for path in [path for path in self._there if path not in here and _step_of(path) is None]:
-            (self._remote / path).unlink(missing_ok=True)
-            del self._there[path]
-        kept = {_step_of(path) for path in here}
-        for step in sorted({step for path in self._there if (step := _step_of(path))} - kept):
-            folder = self._remote / FOLDER / step
-            (folder / CHECKSUMS).unlink(missing_ok=True)
-            folder.rmtree()
-            self._there = {
-                path: each for path, each in self._there.items() if _step_of(path) != step
-            }
+        for name in _LOGS:
+            self._copy(name)
+        self._push_checkpoints()
+        for path in (self._local / "curves.png", *self._local.glob("tensorboard/*")):
+            self._copy(path.relative_to(self._local).as_posix())
 
-    def _fetch(self, folder: Path) -> None:
-        for path in sorted((self._remote / folder).iterdir()):
-            place = folder / path.name
-            if path.is_dir():
-                is_checkpoint = folder == Path(FOLDER)
-                if is_checkpoint and not (path / CHECKSUMS).exists():
-                    # A save was interrupted: to be deleted with the next one.
-                    self._there[place / CHECKSUMS] = (0, 0)
-                else:
-                    self._fetch(place)
-            elif place != Path(OWNER):
-                (self._local / folder).mkdir(parents=True, exist_ok=True)
-                (self._local / place).write_bytes(path.read_bytes())
-                self._there[place] = _identity(self._local / place)
+    def _push_checkpoints(self) -> None:
+        here = {path.name: path for path in self._local.glob(f"{FOLDER}/[0-9]*")}
+        contents = {step: _contents(path) for step, path in here.items()}
+        new = {step: _pack(here[step]) for step in here if self._copied.get(step) != contents[step]}
+        if not new:
+            return  # and nothing is deleted
+        names = {step: _name(step, content) for step, content in new.items()}
+        before, to_delete = self._index["listed"], self._index["to delete"]
+        # Where this is interrupted, the next process deletes what no list has.
+        self._write_index({**self._index, "to delete": [*to_delete, *names.values()]})
+        for step, content in new.items():
+            self._write(f"{FOLDER}/{names[step]}", content)
+            if self._read(f"{FOLDER}/{names[step]}") != content:
+                raise OSError(f"{self._remote / FOLDER / names[step]} is not what was written")
+        after = {step: names.get(step) or before[step] for step in here}
+        damaged = sorted({*self._index["damaged"], *self._damaged})
+        gone = sorted({*before.values(), *to_delete} - set(after.values()) - set(damaged))
+        self._check_owner()
+        self._write_index({"listed": after, "damaged": damaged, "to delete": gone})
+        self._copied |= {step: contents[step] for step in new}
+        for name in gone:
+            with contextlib.suppress(Exception):  # with the next save
+                (self._remote / FOLDER / name).unlink(missing_ok=True)
 
-    def _copy(self, path: Path, identity: tuple[int, int]) -> None:
-        """Copy a file; if it is a checkpoint's, read it back."""
-        content = (self._local / path).read_bytes()
-        self._write(path, content)
-        if _step_of(path) is not None and (self._remote / path).read_bytes() != content:
-            raise OSError(f"{self._remote / path} is not what was written")
-        self._there[path] = identity
+    def _copy(self, name: str) -> None:
+        """Copy a file, if there is one that has changed."""
+        path = self._local / name
+        if path.exists() and self._copied.get(name) != (identity := _identity(path)):
+            self._write(name, path.read_bytes())
+            self._copied[name] = identity
 
-    def _write(self, path: Path, content: bytes) -> None:
-        place = self._remote / path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(content)
+    def _read(self, name: str) -> bytes | None:
+        """Return an object's content, or None if there is none; whatever else fails, raises."""
+        try:
+            return (self._remote / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _write(self, name: str, content: bytes) -> None:
+        (self._remote / name).write_bytes(content)
+
+    def _read_index(self) -> dict[str, Any]:
+        content = self._read(INDEX)
+        return _no_checkpoints() if content is None else json.loads(content)
+
+    def _write_index(self, index: dict[str, Any]) -> None:
+        self._write(INDEX, f"{json.dumps(index, indent=2)}\n".encode())
+        self._index = index
 
     def _check_owner(self) -> None:
-        owner = json.loads((self._remote / OWNER).read_text())
+        owner = json.loads(self._read(OWNER) or b"{}")
         if owner != self._mine:
             raise TakenOverError(
-                f"process {owner.get('process')} on {owner.get('host')} has been started in the "
-                f"workdir {str(self._remote)!r} as well, and goes on with this run from its last "
-                "checkpoint there; one process at a time can train in it"
+                f"process {owner.get('process')} on {owner.get('host')} was started in the workdir "
+                f"{str(self._remote)!r} after this one; one process at a time can train there"
             )
 
 
@@ -140,15 +183,26 @@ class RemoteWorkdir(Workdir):
     """
 
     def __init__(self, folder: Any, settings: dict[str, Any], *args: Any):
-        self._here = Path(tempfile.mkdtemp(prefix="jaxcnn-"))
-        self._mirror, self._remote = Mirror(folder, self._here), folder
+        self._remote, self._keeps = folder, False
+        self._temporary = Path(tempfile.mkdtemp(prefix="jaxcnn-"))
         try:
             with self._reaching(ConfigError, "give a --workdir that can"):
-                self._mirror.claim()
-                self._mirror.fetch()
-            super().__init__(self._here, settings, *args)
+                for number in range(_TRIES):
+                    # Claimed once it is known to be this run's: one that is refused stops nobody.
+                    self._here = self._temporary / f"{number}"
+                    self._here.mkdir()
+                    self._mirror = Mirror(folder, self._here)
+                    _again(self._mirror.fetch)
+                    super().__init__(self._here, settings, *args)
+                    _again(self._mirror.claim)
+                    if _again(self._mirror.is_current):
+                        return
+                    super().__exit__(None, None, None)  # another was saving meanwhile
+            raise ConfigError(
+                f"other processes are saving in the workdir {self.name!r}; wait until they end"
+            )
         except BaseException:
-            shutil.rmtree(self._here, ignore_errors=True)
+            shutil.rmtree(self._temporary, ignore_errors=True)
             raise
 
     @property
@@ -158,54 +212,78 @@ class RemoteWorkdir(Workdir):
 
     def __exit__(self, *error: object) -> None:
         """Copy the curves of a run that was stopped, too, if they can be."""
-        super().__exit__(*error)
-        if not isinstance(error[1], TakenOverError):
-            with contextlib.suppress(Exception):
-                self._mirror.push()
-        shutil.rmtree(self._here, ignore_errors=True)
+        try:
+            super().__exit__(*error)
+            if not self._keeps and not isinstance(error[1], TakenOverError):
+                with contextlib.suppress(Exception):
+                    self._mirror.push()
+        finally:
+            if not self._keeps:
+                shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def resume(
+        self, shapes: TrainState, warn: Callable[[str], None]
+    ) -> tuple[TrainState | None, Progress]:
+        """Return the newest good checkpoint; see `Workdir.resume`."""
+        with self._reaching(ConfigError, "give a --workdir that can"):
+            return super().resume(shapes, lambda line: warn(self._translate(line)))
 
     def save(
         self, state: TrainState, progress: Progress, step_rows: list[Row], row: Row | None = None
     ) -> None:
         """Save here, and then there; see `Workdir.save`."""
-        super().save(state, progress, step_rows, row)
-        self._push("what is there stays; give the same command again, and it goes on from that")
+        with self._reaching(TrainingError, "make room, and give the same command again"):
+            super().save(state, progress, step_rows, row)
+        self._push()
+
+    def best_state(self, state: TrainState, warn: Callable[[str], None]) -> TrainState:
+        """Return the state of the best epoch; see `Workdir.best_state`."""
+        return super().best_state(state, lambda line: warn(self._translate(line)))
 
     def finish(self) -> None:
         """Plot the curves and record the result, here and there."""
         super().finish()
-        self._push("the run is complete but for its last files; give the same command for them")
+        self._push()
 
-    def _push(self, advice: str) -> None:
-        with self._reaching(TrainingError, advice):
-            for number in range(1, _TRIES):
-                try:
-                    self._mirror.push()
-                except TrainingError:
-                    raise
-                except Exception:
-                    time.sleep(number * _PAUSE_SECONDS)
-                else:
-                    return
-            self._mirror.push()
+    def _push(self) -> None:
+        self._keeps = True  # until it is there
+        advice = (
+            "give the same command again to go on from what is there, or "
+            f"--workdir={self._here} to go on here from what is newer"
+        )
+        try:
+            with self._reaching(TrainingError, advice):
+                _again(self._mirror.push)
+        except TakenOverError:
+            self._keeps = False
+            raise
+        self._keeps = False
 
     @contextlib.contextmanager
     def _reaching(self, kind: type[Exception], advice: str) -> Iterator[None]:
         """Turn what a store's library raises, which is of many kinds, into an error of one line."""
         try:
             yield
-        except (ConfigError, TrainingError):
-            raise
+        except (ConfigError, TrainingError, DataError) as error:
+            told = self._translate(f"{error}")
+            if told == f"{error}":
+                raise
+            raise type(error)(told) from error
         except Exception as error:
             raise kind(
-                f"the workdir {self.name!r} cannot be read or written "
-                f"({first_line(error)}); {advice}"
+                f"the workdir {self.name!r} cannot be read or written ({first_line(error)}); "
+                f"{advice}"
             ) from error
+
+    def _translate(self, line: str) -> str:
+        """Return a line of `Workdir`'s with the folder's URL; where room is short, it is here."""
+        is_here = os.strerror(errno.ENOSPC) in line
+        return line if is_here else line.replace(str(self._here), self.name)
 
 
 @contextlib.contextmanager
 def fetched(folder: Any) -> Iterator[Path]:
-    """Give a copy of a run's folder on this machine: of one on a store, all that is complete there.
+    """Give a copy of a run's folder on this machine: of one on a store, what it lists.
 
     Args:
         folder: a path of this machine, which is given as it is, or an `etils.epath.Path`.
@@ -216,32 +294,74 @@ def fetched(folder: Any) -> Iterator[Path]:
     if isinstance(folder, Path):
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="jaxcnn-") as here:
-        for number in range(_TRIES):  # a run that is training may delete what is being read
-            copy = Path(here) / f"{number}"
+    with tempfile.TemporaryDirectory(prefix="jaxcnn-") as temporary:
+        for number in range(_TRIES):
+            copy = Path(temporary) / f"{number}"
             copy.mkdir()
+            mirror = Mirror(folder, copy)
             try:
-                Mirror(folder, copy).fetch()
-                break
+                mirror.fetch()
+                # A run that is training deletes what it no longer lists.
+                if mirror.has_all() or mirror.is_current():
+                    break
             except Exception as error:
                 if number == _TRIES - 1:
                     reason = first_line(error)
                     raise ConfigError(f"cannot read {str(folder)!r} ({reason})") from error
+                time.sleep(_pause(number))
         try:
             yield copy
         except (ConfigError, DataError) as error:
             raise type(error)(f"{error}".replace(str(copy), str(folder))) from None
 
 
-def _files(folder: Path) -> list[Path]:
-    """Return the files below a folder, but for hidden ones, which belong to this machine alone."""
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return [path for path in paths if not any(part.startswith(".") for part in path.parts[:2])]
+def _again(call: Callable[[], T]) -> T:
+    """Return what a call returns, after several tries if need be."""
+    for number in range(_TRIES - 1):
+        try:
+            return call()
+        except (TakenOverError, ImportError):
+            raise
+        except Exception:
+            time.sleep(_pause(number))
+    return call()
 
 
-def _step_of(path: Path) -> str | None:
-    """Return the step of the checkpoint that a file belongs to, as the name of its folder."""
-    return path.parts[1] if path.parts[0] == FOLDER and len(path.parts) > 2 else None
+def _pause(number: int) -> float:
+    return _PAUSE_SECONDS * 2**number
+
+
+def _no_checkpoints() -> dict[str, Any]:
+    """Return the index of a folder without checkpoints.
+
+    | key         |                                                                          |
+    |-------------|--------------------------------------------------------------------------|
+    | `listed`    | the object of each step                                                   |
+    | `damaged`   | objects that were found damaged, which are kept                           |
+    | `to delete` | objects that were not completed, or are not listed any more               |
+    """
+    return {"listed": {}, "damaged": [], "to delete": []}
+
+
+def _pack(folder: Path) -> bytes:
+    """Return the files of a checkpoint as one archive."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for path in sorted(folder.iterdir()):
+            tar.add(path, path.name)
+    return archive.getvalue()
+
+
+def _name(step: str, content: bytes) -> str:
+    return f"{step}-{hashlib.sha256(content).hexdigest()}.tar"
+
+
+def _contents(checkpoint: Path) -> str | None:
+    """Return what tells a checkpoint from another of its step; None if it has no checksums."""
+    try:
+        return (checkpoint / CHECKSUMS).read_text()
+    except FileNotFoundError:
+        return None
 
 
 def _identity(path: Path) -> tuple[int, int]:

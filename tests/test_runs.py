@@ -162,12 +162,20 @@ def test_a_run_that_resumes_draws_no_new_weights(tiny_config, finished, monkeypa
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_over_another_number_of_devices(tiny_config, tmp_path):
-    for devices, epochs in ((1, 1), (2, 2), (1, 3)):
-        tiny_config.num_devices, tiny_config.num_epochs = devices, epochs
-        state = train_tiny(tiny_config, tmp_path)
+def test_a_run_goes_on_over_another_number_of_devices(tmp_path):
+    """From eight to four, two and one, and back: the curve is that of one device."""
+    config, model = small_config(num_epochs=5), Tiny(dropout_rate=0.0)  # Flax's is each device's
+    train_and_evaluate(config, tmp_path / "one", model=model)
+    for epochs, (devices, way) in enumerate(
+        [(8, "pmap"), (4, "jit"), (2, "pmap"), (1, "pmap"), (8, "jit")], start=1
+    ):
+        config.update(num_devices=devices, num_epochs=epochs, data_parallel=way)
+        state = train_and_evaluate(config, tmp_path / "several", model=model)
         assert len(state.params["Dense_0"]["kernel"].sharding.device_set) == devices
-    assert [row["step"] for row in rows(tmp_path)] == [8, 16, 24]
+    one, several = (rows(tmp_path / name) for name in ("one", "several"))
+    assert [row["step"] for row in several] == [8, 16, 24, 32, 40]
+    for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
+        np.testing.assert_allclose(*([row[name] for row in each] for each in (several, one)), 1e-5)
 
 
 def test_the_best_and_the_last_two_are_kept(tmp_path):

@@ -157,6 +157,26 @@ def memory() -> str:
     return "\n".join(rows)
 
 
+def devices() -> str:
+    """Return the table of several devices beside one: a row per network, dtype and division."""
+    record = load("devices")
+    rows = [
+        "| network, 32 px | dtype | devices | | losses | parameters | statistics | average | "
+        "images/s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for each in record["results"]:
+        rate = each["images_per_second"]
+        kinds = ("losses", "params", "statistics", "ema")
+        cells = [f"{each[kind]:.0e}" if kind in each else "" for kind in kinds]
+        rows.append(
+            f"| {NAMES[each['model']].split(',')[0]} | {each['dtype']} | {each['devices']} | "
+            f"{each['mode'] if each['devices'] > 1 else ''} | {' | '.join(cells)} | "
+            f"{f'{rate:,.0f}' if rate else ''} |"
+        )
+    return "\n".join(rows)
+
+
 def details() -> str:
     """Return the figures of docs/performance.md."""
     machine = load("train_step")["machine"]
@@ -279,6 +299,7 @@ DOCUMENTS = {
     ROOT / "README.md": {"accuracy": accuracies, "speed": summary},
     ROOT / "docs" / "performance.md": {"speed": details, "memory": memory},
     ROOT / "docs" / "scaling.md": {"tpu": tpu},
+    ROOT / "docs" / "distributed.md": {"devices": devices},
     ROOT / "docs" / "results.md": {"parity": parities, "epochs": epochs},
 }
 

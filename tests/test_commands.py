@@ -233,11 +233,11 @@ def test_report_writes_a_page(run, call, results, tmp_path, monkeypatch):
     monkeypatch.setattr("jaxcnn.report.write_report", write_report)
     path = tmp_path / "page.html"
     assert results("report", run, run, "-o", path, "--which", "last") == [f"{path}"]
-    assert path.read_text() == f"{[run, run]} last None False"
+    assert path.read_text() == f"{[str(run)] * 2} last None False"
     status, _, err = call("report", run, "-o", path)
     assert (status, len(err)) == (2, 1)
     results("report", run, "-o", path, "--force", "--title", "mine")
-    assert path.read_text() == f"{[run]} best mine True"
+    assert path.read_text() == f"{[str(run)]} best mine True"
 
 
 # compare

@@ -84,7 +84,7 @@ def test_every_path_is_checked_before_anything_is_made(call, monkeypatch, tmp_pa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loop, "prepare", lambda *_, **objects: pytest.fail("it begins"))
     for path, words in (
-        ("gs://bucket/run", "must be a path of this machine"),
+        ("http://host/run", "must be a path of this machine"),
         ("~nobody-has-this-name/run", "home folder is not known"),
     ):
         with pytest.raises(ConfigError, match=words):

@@ -227,13 +227,17 @@ def test_a_store_that_cannot_tell_loses_nothing(store):
     train(2)
     before = dict(store.store)
 
-    def fail(*args, **kwargs):
-        raise TimeoutError("no answer")
+    open_it = store._open
+
+    def fail_to_read(self, path, mode="rb", **kwargs):
+        if mode == "rb":
+            raise TimeoutError("no answer")
+        return open_it(self, path, mode, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("exists", "isdir", "isfile", "ls", "info"):
             patch.setattr(store, name, lambda *args, **kwargs: False)
-        patch.setattr(store, "_open", fail)
+        patch.setattr(store, "_open", fail_to_read)
         with pytest.raises(ConfigError, match=r"cannot be read or written \(no answer\)"):
             train(3)
     assert dict(store.store) == before

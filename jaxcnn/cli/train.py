@@ -28,8 +28,8 @@ the same command, given again, resumes where it stopped.
   --config NAME      a config that is shipped, by its name, or a file (my.py);
 {shipped};
                      lenet:smoke takes seconds, on a small sample of the data
-  --workdir DIR      folder of the run, on this machine or, as gs://bucket/run, on a
-                     store; by default runs/ and the config's name
+  --workdir DIR      folder of the run, here or on a store (gs://bucket/run);
+                     by default runs/ and the config's name
   --distributed      one run in several processes, each started with this flag,
                      on one machine or more: found by JAX under SLURM, Open MPI,
                      Kubernetes and on TPU pods, elsewhere given as

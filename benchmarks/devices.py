@@ -27,36 +27,38 @@ ROOT = Path(__file__).parents[1]
 STEPS, SECONDS = 20, 3.0
 
 
-def take_steps(model: str, dtype: str, devices: int, mode: str, output: Path) -> None:
-    """Take the steps; write the losses and the state, and print images per second as JSON."""
-    import jax
-    from ml_collections import ConfigDict
-
+def prepare_run(model: str, dtype: str, devices: int, mode: str, **changes: Any) -> Any:
+    """Return what a run needs, and its programs."""
     from jaxcnn.config import get_default_config
-    from jaxcnn.train.pace import Pace
     from jaxcnn.train.prepare import prepare
     from jaxcnn.train.programs import Programs
 
-    def programs_of(**changes: Any) -> tuple[Any, Programs]:
-        config: ConfigDict = get_default_config()
-        config.update(
-            model=model,
-            dataset="fashion_mnist_sample",
-            image_size=32,
-            dtype=dtype,
-            learning_rate=0.02,
-            momentum=0.9,
-            ema_decay=0.9,
-            augmentation="shift:2, flip",
-            num_devices=devices,
-            data_parallel=mode,
-            num_epochs=20,
-            **changes,
-        )
-        setup = prepare(config)
-        return setup, Programs(setup)
+    config = get_default_config()
+    config.update(
+        model=model,
+        dataset="fashion_mnist_sample",
+        image_size=32,
+        dtype=dtype,
+        learning_rate=0.02,
+        momentum=0.9,
+        ema_decay=0.9,
+        augmentation="shift:2, flip",
+        num_devices=devices,
+        data_parallel=mode,
+        num_epochs=20,
+        **changes,
+    )
+    setup = prepare(config)
+    return setup, Programs(setup)
 
-    setup, programs = programs_of(batch_size=30, max_train_examples=105, steps_per_call=1)
+
+def take_steps(which: tuple[str, str, int, str], output: Path) -> None:
+    """Take the steps, and write the losses and the state."""
+    import jax
+
+    from jaxcnn.train.pace import Pace
+
+    setup, programs = prepare_run(*which, batch_size=30, max_train_examples=105, steps_per_call=1)
     state, losses = setup.state, []
     pace = Pace(setup.full_batches, setup.steps_per_epoch, programs.max_steps)
     for step, count in pace.calls(0, STEPS):
@@ -70,10 +72,13 @@ def take_steps(model: str, dtype: str, devices: int, mode: str, output: Path) ->
         for path, x in jax.tree_util.tree_leaves_with_path(tree)
     }
     np.savez(output, losses=losses, **arrays)
-    if dtype == "float64":
-        print(json.dumps(None))
-        return
-    setup, programs = programs_of(batch_size=128)
+
+
+def measure(which: tuple[str, str, int, str]) -> float:
+    """Return images per second, in batches of 128."""
+    import jax
+
+    setup, programs = prepare_run(*which, batch_size=128)
     state, steps, seconds = setup.state, 0, 0.0
     count = min(programs.max_steps, 5)
     for number in range(10**6):
@@ -85,7 +90,7 @@ def take_steps(model: str, dtype: str, devices: int, mode: str, output: Path) ->
         if seconds > SECONDS:
             break
     programs.close()
-    print(json.dumps(128 * steps / seconds))
+    return 128 * steps / seconds
 
 
 def run(model: str, dtype: str, devices: int, mode: str, folder: Path) -> tuple[Any, float | None]:
@@ -124,7 +129,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.side:
         model, dtype, devices, mode, output = options.side
-        take_steps(model, dtype, int(devices), mode, Path(output))
+        which = model, dtype, int(devices), mode
+        take_steps(which, Path(output))
+        print(json.dumps(measure(which) if dtype == "float32" else None))
         return
     results = []
     print("network       dtype    devices        loss   parameters  statistics  average  images/s")

@@ -11,7 +11,8 @@ copies it to the store with every save, in an order that a kill may interrupt an
 4. Objects that are no longer listed are deleted.
 
 In place of the lock, the run that was started last owns the folder: an earlier one that is still
-training notices before it saves, and stops. Nothing is listed, which stores answer from memory.
+training notices before it saves, and stops. The store is never asked what it has, since libraries
+answer that from a cache.
 """
 
 import contextlib

@@ -34,8 +34,8 @@ test-torch:
 	$(MAKE) VENV=.venv-torch .venv-torch/torch
 	.venv-torch/bin/python -m pytest -m torch -s
 
-# All figures of speed, against PyTorch, into README.md and docs/performance.md: twenty to thirty-five
-# minutes on two cores that nothing else uses.
+# All figures of speed, against PyTorch, into README.md and docs/performance.md: half an hour to three
+# quarters on two cores that nothing else uses.
 bench: data
 	$(MAKE) VENV=.venv-torch .venv-torch/torch
 	.venv-torch/bin/python benchmarks/train_step.py --sides xla torch

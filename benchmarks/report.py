@@ -145,14 +145,18 @@ def tpu() -> str:
 def memory() -> str:
     """Return the table of what saves memory: a row per network."""
     found = load("memory")["results"]
-    kinds = [(1, False), (1, True), (4, False), (4, True)]
     rows = [
-        "| temporary MB of a step | | `recompute` | four parts | both |",
+        "| temporary MB of a step, its time | | `recompute` | four parts | both |",
         "|---|---|---|---|---|",
     ]
     for model in dict.fromkeys(each["model"] for each in found):
-        of = {(each["parts"], each["recompute"]): each for each in found if each["model"] == model}
-        cells = (f"{of[kind]['megabytes']:,.0f}" for kind in kinds)
+        of = {each["side"]: each for each in found if each["model"] == model}
+        cells = []
+        for side in ("whole", "recompute", "parts", "both"):
+            cell, ratio = f"{of[side]['megabytes']:,.0f}", of[side]["ratio"]
+            if side != "whole":
+                cell += f", {ratio['median']:.2f} times ({ratio['min']:.2f} to {ratio['max']:.2f})"
+            cells.append(cell)
         rows.append(f"| {NAMES[model]} | {' | '.join(cells)} |")
     return "\n".join(rows)
 

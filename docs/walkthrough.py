@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Convolutional networks, from one sum to ResNet18
 #
-# This page follows chapters 7 and 8 of *Dive into Deep Learning* (d2l.ai) with jaxcnn, section by
-# section, and arrives at the same numbers. "d2l" below means those chapters' code in PyTorch.
+# This page follows *Dive into Deep Learning* (d2l.ai) with jaxcnn, section by section: chapter 7,
+# 8.2 (VGG) and 8.6 (ResNet). It arrives at the same numbers. "d2l" below means that book's code in
+# PyTorch.
 # The page is made from `docs/walkthrough.py` by `make docs`, which runs every cell; the tests run
 # them again and compare what they print.
 #
@@ -441,7 +442,7 @@ show_mistakes(lenet)
 # ### Exercise: a modern LeNet
 #
 # Take ReLU, whose gradient is 1 wherever it passes anything, and the maximum instead of the mean.
-# The shapes stay. The standstill is gone, and a quarter of the epochs does better.
+# The shapes stay. The standstill is gone, and a third of the epochs does better.
 
 # %%
 print_shapes(jaxcnn.LeNetModern(), (1, 28, 28, 1))
@@ -527,8 +528,8 @@ plain.print(summary_table(layer_summary(vgg11, (1, 224, 224, 1)), depth=1))
 # d2l trains a VGG with a quarter of the channels, on pictures of 224 x 224 pixels. On two
 # CPU cores that takes a quarter of an hour per epoch, so here it has an eighth of them and gets
 # 32 x 32: the same blocks, to one pixel before the hidden layers, which are narrower, too. Gradient
-# descent alone stands still for long, much as LeNet did, and Adam does not: any optimizer of Optax
-# will do.
+# descent alone stands still for long, much as LeNet did, and Adam does not: `fit` takes any
+# optimizer of Optax.
 
 # %%
 vgg = jaxcnn.VGG(arch=((1, 8), (1, 16), (2, 32), (2, 64), (2, 64)), hidden_features=256)

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxcnn.errors import ConfigError, did_you_mean
-from jaxcnn.models import MODELS, create_model, is_own_model, takes_recompute
+from jaxcnn.models import (
+    MODELS,
+    TEST_AUGMENTATIONS,
+    create_model,
+    is_own_model,
+    smallest_image_size,
+    takes_recompute,
+)
 from jaxcnn.ops import cpu
 
 # What `config.data_parallel` may be: which of JAX's ways divides a batch over several devices.
@@ -55,7 +62,7 @@ def get_default_config() -> ConfigDict:
     config.final_rate = 0.0  # what is left of the rate at the end of "cosine" and "linear"; 1: all
     config.rate_steps = ()  # after these epochs "steps" divides the rate by 10, such as (30, 60)
     config.momentum = 0.0  # of "sgd", "nesterov" and "muon"; 0 disables it
-    config.weight_decay = 0.0  # times the parameter is added to its gradient; 0 disables it
+    config.weight_decay = 0.0  # joins the gradient; decoupled in "adamw" and "muon"; 0: none
     config.weight_decay_on = "all"  # parameters, or "kernels": not biases and BatchNorm's
     config.clip_norm = 0.0  # gradients of a larger norm, all together, are scaled to it; 0: never
     config.label_smoothing = 0.0  # share of each label that all classes divide equally
@@ -73,10 +80,10 @@ def get_default_config() -> ConfigDict:
     # Where
     config.num_devices = 0  # devices that each batch is split over; 0: all
     config.data_parallel = "pmap"  # how several devices share a batch, or "jit": XLA divides it
-    config.data_loading = "auto"  # images in "memory", on the device, or a "stream" from disk
+    config.data_loading = "auto"  # in "memory", as a "stream" from disk, or as their size suggests
     config.steps_per_call = 0  # most steps per call of the program; 0: 1 to 50, about 4 seconds
     # Of convolution, pooling and ReLU: "auto" is what is fastest on the platform, "xla" XLA's own.
-    config.implementation = ""  # "auto" or "xla"; "": $JAXCNN_IMPLEMENTATION, else "auto"
+    config.implementation = ""  # "auto": the fastest; "xla": XLA's own; "": $JAXCNN_IMPLEMENTATION
 
     return config.lock()
 
@@ -275,7 +282,7 @@ def _check_words(config: ConfigDict) -> None:
         ("data_parallel", DATA_PARALLEL),
         ("weight_decay_on", ("all", "kernels")),
         ("class_weights", ("none", "balanced")),
-        ("test_augmentation", ("none", "flip")),
+        ("test_augmentation", TEST_AUGMENTATIONS),
     ):
         check_choice(key, config[key], choices)
     parse_augmentation(config.augmentation)
@@ -368,7 +375,9 @@ def _check_image_size(config: ConfigDict) -> None:
     except ConfigError:  # of the environment: JAXCNN_IMPLEMENTATION
         raise
     except ValueError as error:
+        smallest = smallest_image_size(model)
+        advice = f"give {smallest} or more" if smallest else f"{error}"
         raise ConfigError(
-            f"config.image_size is {config.image_size}, too small for model {config.model!r}: "
-            f"{error}"
+            f"config.image_size is {config.image_size}, too small for model {config.model!r}; "
+            f"{advice}"
         ) from error

@@ -15,6 +15,15 @@ STORES = ("gs://", "s3://", "az://", "hf://")  # what `etils.epath` reaches
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # of two letters: one alone may be a drive
 
 
+def is_url(text: str) -> bool:
+    """Return whether a text is a URL rather than a path of this machine.
+
+    >>> is_url("gs://bucket/data"), is_url("/data")
+    (True, False)
+    """
+    return _SCHEME.match(text) is not None
+
+
 def local_path(path: str | os.PathLike[str], name: str) -> Path:
     """Return a path with `~` replaced by the home folder, as a shell does.
 
@@ -31,7 +40,7 @@ def local_path(path: str | os.PathLike[str], name: str) -> Path:
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if not isinstance(text, str) or not text.strip() or "\0" in text:
         raise ConfigError(f"{name} must be the path of a folder or file, got {path!r}")
-    if _SCHEME.match(text):
+    if is_url(text):
         raise ConfigError(
             f"{name} must be a path of this machine, got {text!r}; copy or mount what is elsewhere"
             + (f" (accepted there: {', '.join(STORES)})" if name == "workdir" else "")

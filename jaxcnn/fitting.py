@@ -60,7 +60,7 @@ def fit(
             built with as many logits as there are classes.
         train: training set, follows `jaxcnn.data.check_dataset`; or what `config.dataset` may be,
             such as 'folder:pictures', whose test set is then taken if none is given.
-        test: test set; or the same word.
+        test: test set; or the same word as `train`.
         validation: validation set, on which each epoch is evaluated in place of the test set, which
             is left for the end (`validation_examples=` takes one from the training set). What is
             tested is the best epoch if there is a `workdir`, else the last.
@@ -77,8 +77,9 @@ def fit(
         freeze: names of modules or arrays that stay as they are (see `Trained.variables`), such as
             'b1_conv'; BatchNorm layers in them normalize by their running averages.
         loggers: take the results of each epoch, too; see `jaxcnn.train.loggers`.
-        **settings: any other key of the config, such as `image_size` (by default, that of the
-            images), `normalization`, `momentum`, `augmentation`, `num_devices`.
+        **settings: any other key of the config, such as `image_size` (by default that of the
+            images, or 28 pixels if `train` is a word), `normalization`, `momentum`, `augmentation`,
+            `num_devices`.
 
     Returns:
         The model after the last epoch.
@@ -144,7 +145,12 @@ def _datasets(train: Any, test: Any) -> tuple[Any, Any]:
     """Return both sets as given; a name alone stands for both of its splits."""
     if isinstance(train, str) and test is None:
         return train, train
-    if isinstance(train, str) and isinstance(test, str) and train != test:
+    if isinstance(test, str) and not isinstance(train, str):
+        raise ConfigError(
+            f"test is {test!r}, and train an object; give the test set as an object, too: "
+            f"jaxcnn.data.load_dataset({test!r}, 'test')"
+        )
+    if isinstance(test, str) and train != test:
         raise ConfigError(f"train is {train!r} and test {test!r}; give the same name, or objects")
     return train, test
 

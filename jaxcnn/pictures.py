@@ -17,6 +17,7 @@ from jaxcnn.machine import count_cores
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _MODES = {1: "L", 3: "RGB"}  # Pillow's names of gray and colour
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
+_WITH_PREVIEWS = ("MPO",)  # formats of cameras: the first of several pictures is the photo
 _AHEAD = 4  # pictures for each thread that may wait, decoded, for those before them
 _MAX_RATIO = 100  # of the sides of a picture that a square is cut from
 
@@ -53,7 +54,9 @@ def read_picture(path: Path, channels: int) -> np.ndarray:
             numbers without a range (32-bit or floating point).
     """
     if channels not in _MODES:
-        raise DataError(f"pictures give 1 or 3 channels, and the model takes {channels}")
+        raise DataError(
+            f"pictures give 1 or 3 channels, and the model takes {channels}; give predict an array"
+        )
     with _refuse_large():
         return _read(path, str(path), channels)
 
@@ -230,7 +233,7 @@ def _read(source: Path | bytes, name: str, channels: int | None) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             frames = getattr(image, "n_frames", 1)
-            if frames > 1:
+            if frames > 1 and image.format not in _WITH_PREVIEWS:
                 raise DataError(f"{name!r} has {frames} frames; give a single picture")
             image.load()
             return _as_array(image, name, channels)

@@ -28,7 +28,14 @@ from jaxcnn.data.split import split_validation
 from jaxcnn.errors import ConfigError, DataError
 from jaxcnn.files import local_path, run_path
 from jaxcnn.inspect.figures import curves_figure, curves_png
-from jaxcnn.models import MODELS, Normalized, build_model, create_model, without_normalization
+from jaxcnn.models import (
+    MODELS,
+    Normalized,
+    build_model,
+    create_model,
+    predict_logits,
+    without_normalization,
+)
 from jaxcnn.ops import cpu
 from jaxcnn.pictures import find_pictures, fit_picture, read_picture
 from jaxcnn.scores import Evaluation, evaluate_logits, softmax
@@ -39,7 +46,6 @@ from jaxcnn.train.record.logs import JsonLines, Row
 from jaxcnn.train.record.remote import fetched
 from jaxcnn.train.record.workdir import read_run
 from jaxcnn.train.state import TrainState
-from jaxcnn.train.step import predict_logits
 from jaxcnn.train.trees import Shapes, first_difference, shapes_by_name
 
 if TYPE_CHECKING:
@@ -216,6 +222,9 @@ class Trained:
     def export(self, path: str | Path, names: str | None = None, *, force: bool = False) -> Path:
         """Write the model for another runtime; the suffix of the path says which.
 
+        A program has the logits of `predict`, with `test_augmentation` if the run has it. Weights
+        are those of the model alone.
+
         Args:
             path: of a file that ends in '.onnx', '.stablehlo', '.safetensors' or '.pt'; see
                 `jaxcnn.export.export_model`.
@@ -238,6 +247,7 @@ class Trained:
             class_names=self.class_names,
             dtype=DTYPES[self.config.dtype],
             names=names,
+            test_augmentation=self.config.test_augmentation,
             force=force,
         )
 

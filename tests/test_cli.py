@@ -209,3 +209,9 @@ def test_data_command_says_whether_the_data_are_there(tmp_path, monkeypatch, cap
     assert data_main(["--check"]) == 0
     assert data_main([]) == 1  # damaged is not missing
     assert "not a complete TFDS copy" in capsys.readouterr().err
+    monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket")
+    for options in ([], ["--check"]):
+        assert data_main(options) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("$TFDS_DATA_DIR must be a path of this machine, got 'gs://bucket'")
+        assert error.count("\n") == 1

@@ -464,7 +464,7 @@ def test_help_has_an_example_and_fits_the_terminal(call, name):
         ("data fashion_mnist --data-source none", "data source 'none' is not a folder"),
         ("data fashion_mnist_sample -o FOLDER/x.jpg", "must end in .png"),
         ("summary resnet81", "jaxcnn summary: unknown model 'resnet81' (did you mean"),
-        ("summary vgg11", "a window of 2 pixels does not fit"),
+        ("summary vgg11", "vgg11 takes images of 32 pixels or more, got 28; give a larger --input"),
         ("info now", "jaxcnn info: unexpected argument 'now'"),
     ],
 )

@@ -129,7 +129,7 @@ def test_unknown_key_is_refused_when_set():
         ("implementation", "fast", "accepted: auto, xla"),
         ("num_classes", -1, "at least 0"),
         ("image_size", 0, "at least 1"),
-        ("image_size", 11, "too small for model 'lenet'"),
+        ("image_size", 11, "11, too small for model 'lenet'; give 12 or more"),
         ("batch_size", 0, "at least 1"),
         ("gradient_accumulation_steps", 0, "at least 1"),
         ("num_epochs", 0, "config.num_epochs is 0; it must be at least 1"),

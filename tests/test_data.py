@@ -454,33 +454,38 @@ def test_a_checked_data_set_is_the_same():
     [
         (
             {"images": np.zeros((3, 8, 9), np.uint8)},
-            "test.images is uint8 [3, 8, 9]; it must be uint8 [N, H, W, C], each of them at least "
-            "1; gray images take images[..., None]",
+            "test.images is uint8 [3, 8, 9]; it must be uint8 [N, H, W, C], no axis empty"
+            "; gray images take images[..., None]",
         ),
         (
             {"images": np.zeros((3, 8, 9, 1), np.float32)},
-            "test.images is float32 [3, 8, 9, 1]; it must be uint8 [N, H, W, C], each of them at "
-            "least 1; these are 0 to 0, so take (255 * images).round().astype('uint8')",
+            "test.images is float32 [3, 8, 9, 1]; it must be uint8 [N, H, W, C], no axis "
+            "empty; these are 0 to 0, so take (255 * images).round().astype('uint8')",
         ),
         (
             {"images": np.arange(256.0).reshape(4, 8, 8, 1)},
-            "test.images is float64 [4, 8, 8, 1]; it must be uint8 [N, H, W, C], each of them at "
-            "least 1; these are 0 to 255, so take images.round().astype('uint8')",
+            "test.images is float64 [4, 8, 8, 1]; it must be uint8 [N, H, W, C], no axis "
+            "empty; these are 0 to 255, so take images.round().astype('uint8')",
         ),
         (
             {"images": np.full((3, 8, 9, 1), np.nan)},
-            "test.images is float64 [3, 8, 9, 1]; it must be uint8 [N, H, W, C], each of them at "
-            "least 1",
+            "test.images is float64 [3, 8, 9, 1]; it must be uint8 [N, H, W, C], no axis empty; "
+            "some of these are not finite",
         ),
         (
             {"images": np.full((3, 8, 9, 1), 1000)},
-            "test.images is int64 [3, 8, 9, 1]; it must be uint8 [N, H, W, C], each of them at "
-            "least 1",
+            "test.images is int64 [3, 8, 9, 1]; it must be uint8 [N, H, W, C], no axis empty; "
+            "these are 1000 to 1000, so scale them to 0 to 255",
+        ),
+        (
+            {"images": np.linspace(-1, 1, 216).reshape(3, 8, 9, 1)},
+            "test.images is float64 [3, 8, 9, 1]; it must be uint8 [N, H, W, C], no axis empty; "
+            "these are -1 to 1, so scale them to 0 to 255",
         ),
         (
             {"images": np.eye(3, dtype=bool)[:, :, None, None]},
-            "test.images is bool [3, 3, 1, 1]; it must be uint8 [N, H, W, C], each of them at "
-            "least 1; these are 0 to 1, so take (255 * images).round().astype('uint8')",
+            "test.images is bool [3, 3, 1, 1]; it must be uint8 [N, H, W, C], no axis "
+            "empty; these are 0 to 1, so take (255 * images).round().astype('uint8')",
         ),
         (
             {"images": np.eye(3, dtype=np.uint8)[:, :, None, None]},
@@ -499,8 +504,7 @@ def test_a_checked_data_set_is_the_same():
         ),
         (
             {"images": np.zeros((0, 8, 9, 1), np.uint8), "labels": np.zeros(0, int)},
-            "test.images is uint8 [0, 8, 9, 1]; it must be uint8 [N, H, W, C], each of them at "
-            "least 1",
+            "test.images is uint8 [0, 8, 9, 1]; it must be uint8 [N, H, W, C], no axis empty",
         ),
         ({"images": [[[[0]]]]}, "test.images is of type list; it must be an array"),
         (

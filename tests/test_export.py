@@ -34,6 +34,7 @@ from jaxcnn import (
     ResNet50,
     ResNeXt50,
 )
+from jaxcnn.config import get_default_config
 from jaxcnn.data import preprocess
 from jaxcnn.export import export_model
 from jaxcnn.interop import (
@@ -43,6 +44,7 @@ from jaxcnn.interop import (
     to_torch,
     to_torchvision,
 )
+from jaxcnn.trained import Trained
 
 NAMES = ("shirt", 'the "coat"', "Stövel")
 SMALL_VGG = VGG(arch=((1, 8), (2, 16)), hidden_features=32)
@@ -269,6 +271,22 @@ def test_modules_of_users(model, tmp_path, monkeypatch):
     program = jax.export.deserialize(bytearray(path.read_bytes()))
     assert_close(np.asarray(program.call(images)), logits)
     assert os.environ["JAXCNN_IMPLEMENTATION"] == "auto"
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".stablehlo"])
+def test_programs_average_over_mirror_images_as_the_run_did(suffix, tmp_path):
+    model, variables, shape, images, _ = case("lenet_modern")
+    config = get_default_config()
+    config.update(model="lenet_modern", num_classes=7, test_augmentation="flip")
+    names = tuple("abcdefg")
+    trained = Trained(model, variables, config, names, shape, step=0, history=[])
+    path = trained.export(tmp_path / f"flip{suffix}")
+    if suffix == ".onnx":
+        found = run_onnx(path, images)
+    else:
+        found = np.asarray(jax.export.deserialize(bytearray(path.read_bytes())).call(images))
+    assert_close(found, trained.logits(images))
+    assert np.abs(found - logits_of(model, variables, images)).max() > 0.01
 
 
 def test_half_precision_becomes_float32_in_onnx_alone(tmp_path):
@@ -582,6 +600,10 @@ BAD = {  # what is given instead, words of the error
         "cannot be exported to 'lenet.onnx': Tried to access",
     ),
     "parameters": ({"variables": {"conv1": {}}}, "cannot be exported to 'lenet.onnx': "),
+    "test augmentation": (
+        {"test_augmentation": "mirror"},
+        "test_augmentation is 'mirror'; accepted: 'none' or 'flip'",
+    ),
     "integers": ({"dtype": jnp.int32}, "dtype must be floating point, got int32"),
 }
 

@@ -142,7 +142,7 @@ def test_pictures_of_any_size_become_squares(tmp_path):
     root = tmp_path / "p"
     sizes = {"a/1": (40, 20), "a/2": (20, 41), "b/1": (16, 16), "b/2": (12, 12), "b/3": (9, 33)}
     pixels = {name: save(root / f"{name}.png", size) for name, size in sizes.items()}
-    with pytest.raises(DataError, match=r"different sizes, as '.*' \(\d+ x \d+\).*image_size says"):
+    with pytest.raises(DataError, match=r"different sizes, as '.*' \(\d+ x \d+\).*image_size="):
         from_folder(root)
     splits = from_folder(root, image_size=16)
     found = {x.tobytes() for split in splits for x in split.images}
@@ -284,6 +284,8 @@ REFUSED = {
     "one of test": (only({"train/a": 2, "train/b": 2, "test/a": 2}), "p/test has one class only"),
     "one picture": (only({"a": 3, "b": 1}), "class 'b' has one picture, 'b/0.png', which cannot"),
     "no test": (only({"train/a": 2, "train/b": 2}), "has train/ and no test/.*; add it, or give"),
+    "class train": (only({"train": 2, "car": 2}), "or rename the folder if train is a class"),
+    "class test": (only({"test": 2, "car": 2}), "or rename the folder if test is a class"),
     "no train": (only({"val/a": 2, "val/b": 2}), "has val/ and no train/; add it"),
     "other classes": (
         only({"train/a": 1, "train/b": 1, "train/c": 1, "test/b": 1, "test/c": 1, "test/d": 1}),
@@ -453,6 +455,12 @@ def test_the_arrays_are_kept_in_the_data_dir(tmp_path, monkeypatch, cache):
     from_folder(tmp_path / "p")
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # a shared one, read-only
     assert sources.cache_root(None) == cache
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parents[1]))
+    monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket/tfds")  # TensorFlow's own may be on a store
+    assert sources.cache_root(None) == cache
+    with pytest.raises(ConfigError, match=r"^data_dir must be a path of this machine"):
+        from_folder(tmp_path / "p", data_dir="gs://b")
 
 
 @pytest.mark.parametrize("change", ["add", "remove", "touch", "rename"])

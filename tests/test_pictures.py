@@ -155,6 +155,15 @@ def test_bad_files_are_told_in_a_line(tmp_path, kind):
     assert "\n" not in str(error.value)
 
 
+def test_the_photo_of_a_camera_comes_with_previews(tmp_path):
+    path = tmp_path / "photo.jpg"
+    photo, preview = (Image.fromarray(np.full((16, 24, 3), n, np.uint8)) for n in (200, 10))
+    photo.save(path, format="MPO", save_all=True, append_images=[preview])
+    with Image.open(path) as opened:
+        assert opened.n_frames == 2
+    assert np.abs(read_picture(path, 3).astype(int) - 200).max() <= 2
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow's own words on some of them
 def test_damaged_bytes_never_raise_another_error(tmp_path):
     path = tmp_path / "picture.png"

@@ -19,11 +19,12 @@ from jaxcnn.data import AUGMENTATIONS, MIXINGS, Dataset
 from jaxcnn.data.augment import parse_augmentation
 from jaxcnn.errors import ConfigError, StoppedError
 from jaxcnn.layers import BatchNorm, Conv, Dense, flatten
+from jaxcnn.models import predict_logits
 from jaxcnn.train import TrainState, create_optimizer, create_train_state, eval_step, train_step
 from jaxcnn.train.loss import balance, cross_entropy
 from jaxcnn.train.optim import create_schedule, learning_rates
 from jaxcnn.train.prepare import prepare
-from jaxcnn.train.step import predict_logits, update_ema
+from jaxcnn.train.step import update_ema
 
 
 @pytest.fixture
@@ -469,6 +470,22 @@ def test_erasing_paints_over_one_rectangle():
     assert np.mean(shares) > 0.1
     untouched = [(image == IMAGE).all() for image in draws("erasing", 200, strength=0.25)]
     assert 0.6 < np.mean(untouched) < 0.9
+
+
+@pytest.mark.parametrize("smallest", [0.2, 0.9, 1.0])
+def test_crop_keeps_at_least_its_share(smallest):
+    """The image rises by one a pixel, so what is left between its corners tells both sides."""
+    rows = jnp.arange(60.0)
+    image = jnp.stack(jnp.meshgrid(rows, rows, indexing="ij"), axis=-1)
+    keys = jax.random.split(jax.random.key(0), 200)
+    cropped = jax.vmap(lambda key: AUGMENTATIONS["crop"](key, image, smallest))(keys)
+    # Half a pixel at each end of a side is filled up: its middle tells how steep it is.
+    height = (cropped[:, 40, 30, 0] - cropped[:, 20, 30, 0]) / 20
+    width = (cropped[:, 30, 40, 1] - cropped[:, 30, 20, 1]) / 20
+    area = height * width
+    assert area.min() >= smallest - 1e-3
+    assert area.max() <= 1 + 1e-3
+    assert jnp.abs(jnp.log(height / width)).max() <= np.log(4 / 3) + 1e-2
 
 
 def test_crop_enlarges_a_part():

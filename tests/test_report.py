@@ -308,6 +308,8 @@ def test_time_and_speed_are_of_the_whole_run():
     assert results["Time"] == "0:03:28"
     assert results["Time: compiling"] == "5.0 s"
     assert results["Images per second"] == "20 in training"
+    rows[0] = rows[0] | {"validation_seconds": 10.0}
+    assert describe_results(make_run(rows=rows))["Time"] == "0:03:38"
 
 
 # --- Odd runs ---
@@ -325,6 +327,14 @@ def just_begun(folder):
 def stopped(folder):
     path = folder / "metrics.jsonl"
     path.write_text(path.read_text().splitlines(keepends=True)[0])
+
+
+def out_of_patience(folder):
+    path = folder / "metrics.jsonl"
+    first, second = map(json.loads, path.read_text().splitlines())
+    accuracy = first["test_accuracy"] - 0.1
+    path.write_text(f"{json.dumps(first)}\n{json.dumps(second | {'test_accuracy': accuracy})}\n")
+    change_record(folder, lambda record: record["config"].update(num_epochs=9, patience=1))
 
 
 def of_an_object(folder):
@@ -345,6 +355,7 @@ def without_test_set(folder):
         (without_checkpoints, "has not saved a checkpoint yet"),
         (just_begun, "There are no curves"),
         (stopped, "1 of 2 epochs are finished"),
+        (out_of_patience, "The run ended after 2 of 9 epochs: no better for 1 (patience)."),
         (of_an_object, "object Mine, are not in jaxcnn.data.DATASETS"),
         (of_other_data, "is not the one of the run any more"),
         (without_test_set, "The model cannot be evaluated: the run has no test set."),
@@ -356,7 +367,7 @@ def test_what_cannot_be_shown_is_said(change, note, run, tmp_path):
     content = write_report(folder, tmp_path / "report.html").read_text()
     assert note in Page(content).text
     assert ("Kernels of the first convolution" in content) == (folder / "checkpoints").is_dir()
-    assert ("<h3>Confusion matrix" in content) == (change is stopped)
+    assert ("<h3>Confusion matrix" in content) == (change in (stopped, out_of_patience))
 
 
 def test_another_data_set_takes_the_place_of_one_that_is_not_there(run, trained, tmp_path):

@@ -124,6 +124,10 @@ def test_a_validation_set_is_taken_of_images_on_disk_without_reading_them(tmp_pa
     taken = dataset.check_dataset(on_disk, "train").take(places)
     assert isinstance(taken.images, SelectedImages)
     np.testing.assert_array_equal(taken.take(np.array([2, 0])).images, TRAIN.images[[80, 5]])
+    again = dataset.check_dataset(taken, "train").first(2)
+    assert isinstance(again.images, SelectedImages)
+    np.testing.assert_array_equal(again.images, TRAIN.images[[5, 3]])
+    assert taken.first(9).digest() == taken.digest()
     assert taken.digest() == TRAIN.take(places).digest()
 
 

@@ -402,6 +402,7 @@ def test_several_devices_tune_as_one():
         ({"learning_rate": -1.0}, "config.learning_rate is -1.0"),
         ({"train": "fashion_mnistt"}, "config.dataset is 'fashion_mnistt'"),
         ({"train": "fashion_mnist", "test": "fashion_mnist_sample"}, "give the same name"),
+        ({"test": "fashion_mnist"}, "test is 'fashion_mnist', and train an object; give the test"),
         ({"train": TRAIN.images}, "train is of type ndarray"),
         ({"train": Dataset(TRAIN.images[:, :20], *TRAIN[1:])}, "20 x 28 pixels; image_size= says"),
         ({"model": "lenett"}, "config.model is 'lenett'"),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from jaxcnn.cli.output import line_width, table
+from jaxcnn.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,9 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Iterator[str]:
     """Yield the lines of the table: the full one, or a narrow one where that is too wide."""
     from jaxcnn.inspect import layer_summary, summary_table
-    from jaxcnn.models import create_model
+    from jaxcnn.models import create_model, smallest_image_size
 
-    rows = layer_summary(create_model(options.model), (1, options.input, options.input, 1))
+    model, size = create_model(options.model), options.input
+    try:
+        rows = layer_summary(model, (1, size, size, 1))
+    except ValueError as error:
+        smallest = smallest_image_size(model)
+        if smallest is None or size >= smallest:
+            raise
+        raise ConfigError(
+            f"{options.model} takes images of {smallest} pixels or more, got {size}; give a larger "
+            "--input"
+        ) from error
     title = f"{options.model}, one image of {options.input} x {options.input} pixels"
     full = summary_table(rows, title, options.depth, options.nchw)
     lines = _draw(full)

@@ -5,7 +5,7 @@ import sys
 
 from jaxcnn.data.cache import NoSourceError
 from jaxcnn.data.fashion_mnist import is_available_offline, load_fashion_mnist
-from jaxcnn.errors import DataError
+from jaxcnn.errors import JaxcnnError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,11 +21,12 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m jaxcnn.data", description="Prepare the data.")
     parser.add_argument("--check", action="store_true", help="only look whether they are there")
-    if parser.parse_args(argv).check:
-        return 0 if is_available_offline() else 1
+    options = parser.parse_args(argv)
     try:
+        if options.check:
+            return 0 if is_available_offline() else 1
         load_fashion_mnist("train")
-    except DataError as error:
+    except JaxcnnError as error:
         print(error, file=sys.stderr)
         return 3 if isinstance(error, NoSourceError) else 1
     return 0

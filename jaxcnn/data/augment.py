@@ -43,7 +43,8 @@ def crop(key: jax.Array, image: jax.Array, smallest: float = 0.5) -> jax.Array:
     """
     area_key, ratio_key, place_key = jax.random.split(key, 3)
     area = jax.random.uniform(area_key, (), image.dtype, smallest, 1)
-    log_ratio = jax.random.uniform(ratio_key, (), image.dtype, -1, 1) * math.log(4 / 3)
+    most = jnp.minimum(-jnp.log(area), math.log(4 / 3))  # else a side would be above the image's
+    log_ratio = jax.random.uniform(ratio_key, (), image.dtype, -1, 1) * most
     shares = jnp.sqrt(area * jnp.exp(jnp.stack([log_ratio, -log_ratio]))).clip(max=1)
     start = jax.random.uniform(place_key, (2,), image.dtype) * (1 - shares)
     sizes = jnp.array(image.shape[:2], image.dtype)

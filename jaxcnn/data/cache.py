@@ -45,7 +45,7 @@ def load_idx_dataset(
         DataError: if the data cannot be found or downloaded, or a file is damaged.
     """
     check_split(split)
-    root = _data_dir(data_dir)
+    root = tfds_root(data_dir)
     source = local_path(data_source, "data_source") if data_source else None
     if source is not None and not source.is_dir():
         raise DataError(f"data source {str(source)!r} is not a folder")
@@ -65,7 +65,7 @@ def is_available_offline(spec: IdxSpec, data_dir: str | Path | None = None) -> b
         spec: the data set.
         data_dir: see `load_idx_dataset`.
     """
-    root = _data_dir(data_dir)
+    root = tfds_root(data_dir)
     folders = (_arrays_folder(spec, root), _prepared_folder(spec, root))
     return any(folder.is_dir() for folder in folders) or _debian_folder(spec) is not None
 
@@ -98,9 +98,15 @@ def _is_published(spec: IdxSpec, split: str, images: np.ndarray, labels: np.ndar
     return has_shape and is_bytes and content_digest(images, labels) == spec.content_sha256[split]
 
 
-def _data_dir(data_dir: str | Path | None) -> Path:
-    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"  # TFDS's own default
-    return local_path(data_dir or default, "data_dir")
+def tfds_root(data_dir: str | Path | None) -> Path:
+    """Return TFDS's data directory: the given one, else $TFDS_DATA_DIR, else TFDS's own default.
+
+    >>> tfds_root("/data/tfds").as_posix()
+    '/data/tfds'
+    """
+    if data_dir:
+        return local_path(data_dir, "data_dir")
+    return local_path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets", "$TFDS_DATA_DIR")
 
 
 def _prepared_folder(spec: IdxSpec, root: Path) -> Path:

@@ -61,6 +61,8 @@ class Dataset(NamedTuple):
         """
         if count == 0:
             return self
+        if isinstance(self.images, SelectedImages):
+            return self.take(np.arange(min(count, len(self.labels))))
         return Dataset(self.images[:count], self.labels[:count], self.class_names)
 
     def take(self, places: np.ndarray) -> "Dataset":
@@ -231,9 +233,7 @@ def _check_images(images: Any, name: str) -> np.ndarray:
     array = _as_array(images, name)
     given = f"{name} is {array.dtype} {list(array.shape)}"
     if array.dtype != np.uint8 or array.ndim != 4 or array.size == 0:
-        raise ConfigError(
-            f"{given}; it must be uint8 [N, H, W, C], each of them at least 1{_image_advice(array)}"
-        )
+        raise ConfigError(f"{given}; it must be uint8 [N, H, W, C], no axis empty{_advice(array)}")
     if is_channels_first(array.shape[1:]):
         raise ConfigError(
             f"{given}, which looks like [N, C, H, W]; it must be [N, H, W, C]: "
@@ -257,15 +257,17 @@ def _are_zeros_and_ones(images: np.ndarray) -> bool:
     return highest == 1
 
 
-def _image_advice(images: np.ndarray) -> str:
+def _advice(images: np.ndarray) -> str:
     """Return how to make what is accepted of these, or '' where that is not plain."""
     if images.dtype == np.uint8:
         return "; gray images take images[..., None]" if images.ndim == 3 else ""
     if images.dtype.kind not in "biuf" or not images.size:
         return ""
     low, high = images.min(), images.max()
-    if not 0 <= low <= high <= 255:  # false for nan as well
-        return ""
+    if not np.isfinite(low) or not np.isfinite(high):
+        return "; some of these are not finite"
+    if low < 0 or high > 255:
+        return f"; these are {low:g} to {high:g}, so scale them to 0 to 255"
     pixels = "(255 * images)" if high <= 1 else "images"
     return f"; these are {low:g} to {high:g}, so take {pixels}.round().astype('uint8')"
 
@@ -323,7 +325,7 @@ def _range_advice(labels: np.ndarray, num_classes: int) -> str:
     return ": subtract 1" if counts_from_one else ""
 
 
-def _as_array(value: Any, name: str) -> np.ndarray:
+def _as_array(value: Any, name: str) -> Any:
     if not (hasattr(value, "dtype") and hasattr(value, "shape")):
         raise ConfigError(f"{name} is of type {type(value).__name__}; it must be an array")
-    return np.asarray(value)
+    return value if isinstance(value, SelectedImages) else np.asarray(value)

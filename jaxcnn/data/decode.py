@@ -133,7 +133,8 @@ class PictureStack:
                 sizes = [f"{width} x {height}" for height, width in (size, other)]
                 raise DataError(
                     f"the pictures are of different sizes, as {self._first!r} ({sizes[0]}) and "
-                    f"{name!r} ({sizes[1]}); image_size says to which square they are cut"
+                    f"{name!r} ({sizes[1]}); give image_size= (--image-size) for squares "
+                    "of one size"
                 )
             size = (self._image_size, self._image_size)
         return (*size, max(self._shape[2], picture.shape[2]))

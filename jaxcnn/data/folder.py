@@ -189,10 +189,14 @@ def _find_layout(root: Path, found: "_Finder") -> dict[str, Path] | None:
     if train:
         raise DataError(
             f"{str(root)!r} has {train.name}/ and no test/ (nor val/, valid/); add it, or give "
-            f"{str(train)!r}, of which a part then becomes the test set"
+            f"{str(train)!r}, of which a part then becomes the test set; or rename the folder if "
+            f"{train.name} is a class"
         )
     if held_out:
-        raise DataError(f"{str(root)!r} has {held_out.name}/ and no train/; add it")
+        raise DataError(
+            f"{str(root)!r} has {held_out.name}/ and no train/; add it, or rename the folder if "
+            f"{held_out.name} is a class"
+        )
     return None
 
 

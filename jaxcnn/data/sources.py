@@ -20,7 +20,7 @@ import PIL
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.decode import say
 from jaxcnn.errors import ConfigError, DataError, did_you_mean
-from jaxcnn.files import hold_lock, local_path, sync
+from jaxcnn.files import hold_lock, is_url, local_path, sync
 from jaxcnn.pictures import ASPECT_RATIOS
 
 _FORMAT = 1  # of the cache; a change makes every copy anew
@@ -61,7 +61,8 @@ def load_source(source: Source, data_dir: str | Path | None, tell: bool = True) 
     Args:
         source: what to load.
         data_dir: TFDS's data directory. The arrays are kept within it, in `jaxcnn-arrays`, if it
-            is given here or as $TFDS_DATA_DIR and can be written, else in ~/.cache/jaxcnn.
+            is given here or as $TFDS_DATA_DIR and is a folder that can be written, else in
+            ~/.cache/jaxcnn.
         tell: whether to print the notes to standard error.
 
     Raises:
@@ -91,11 +92,14 @@ def cache_root(data_dir: str | Path | None) -> Path:
     >>> cache_root(tempfile.gettempdir()).name
     'jaxcnn-arrays'
     """
-    given = data_dir or os.environ.get("TFDS_DATA_DIR")
-    if given:
-        root = local_path(given, "data_dir")
-        if os.access(root, os.W_OK):
-            return root / "jaxcnn-arrays"
+    environment = os.environ.get("TFDS_DATA_DIR", "")
+    root = None
+    if data_dir:
+        root = local_path(data_dir, "data_dir")
+    elif environment and not is_url(environment):  # on a store, nothing can be mapped to memory
+        root = local_path(environment, "$TFDS_DATA_DIR")
+    if root and os.access(root, os.W_OK):
+        return root / "jaxcnn-arrays"
     base = os.environ.get("XDG_CACHE_HOME") or local_path("~/.cache", "the cache")
     return Path(base) / "jaxcnn" / "arrays"
 

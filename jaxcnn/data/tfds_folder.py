@@ -1,6 +1,5 @@
 """Image classification sets of TFDS that are prepared on disk, read without TensorFlow."""
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxcnn.data.cache import tfds_root
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.decode import decode
 from jaxcnn.data.sources import (
@@ -20,7 +20,6 @@ from jaxcnn.data.sources import (
     split_by_hash,
 )
 from jaxcnn.errors import ConfigError, DataError
-from jaxcnn.files import local_path
 
 _NAME = re.compile(r"([\w.-]+)(?:/([\w.-]+))?(?::(\d+\.\d+\.\d+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -56,9 +55,7 @@ def open_tfds(
             "either with :VERSION"
         )
     size, *how = check_fit(image_size, aspect_ratio)
-    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"  # TFDS's own default
-    root = local_path(data_dir or default, "data_dir")
-    folder = root / match[1] / (match[2] or "")
+    folder = tfds_root(data_dir) / match[1] / (match[2] or "")
     prepared = _find_version(f"tfds:{name}", folder, match[3])
     files = [(file.name, file) for file in sorted(prepared.iterdir()) if file.is_file()]
     return Source(

@@ -21,7 +21,12 @@ from jaxcnn.data.pipeline import preprocess
 from jaxcnn.errors import ConfigError, JaxcnnError, did_you_mean, first_line
 from jaxcnn.files import check_output, local_path, write_atomically
 from jaxcnn.interop import save_state_dict, to_torch, to_torchvision
-from jaxcnn.models import Normalized, without_normalization
+from jaxcnn.models import (
+    TEST_AUGMENTATIONS,
+    Normalized,
+    predict_logits,
+    without_normalization,
+)
 from jaxcnn.ops.cpu import VARIABLE
 from jaxcnn.ops.sizes import as_integer
 
@@ -48,6 +53,7 @@ def export_model(
     class_names: Sequence[str],
     dtype: DTypeLike = jnp.float32,
     names: str | None = None,
+    test_augmentation: str = "none",
     force: bool = False,
 ) -> Path:
     """Write a trained model for another runtime.
@@ -80,6 +86,8 @@ def export_model(
         class_names: of the labels from 0, at most K.
         dtype: of the images that the model takes.
         names: for weights, 'd2l' (if None), or 'torchvision', see `jaxcnn.interop.to_torchvision`.
+        test_augmentation: of a program: 'none', or 'flip' for the mean of each image's logits and
+            its mirror's, see `jaxcnn.models.predict_logits`; weights have no place for it.
         force: whether to replace a file that exists.
 
     Returns:
@@ -99,13 +107,17 @@ def export_model(
     path = local_path(path, "path")
     suffix = path.suffix.lower()
     _check_format(path, suffix, names)
+    if test_augmentation not in TEST_AUGMENTATIONS:
+        accepted = " or ".join(map(repr, TEST_AUGMENTATIONS))
+        raise ConfigError(f"test_augmentation is {test_augmentation!r}; accepted: {accepted}")
     check_output(path, force)
     _check_package(suffix)
     shape = _check_arguments(model, image_shape, class_names)
     model = _with_xla(model)
 
     def function(variables: Any, images: jax.Array) -> jax.Array:
-        logits = model.apply(variables, preprocess(images, dtype=dtype), train=False)
+        images = preprocess(images, dtype=dtype)
+        logits = predict_logits(model, variables, images, test_augmentation)
         return _check_logits(logits, len(class_names)).astype(jnp.float32)
 
     variables = jax.device_get(variables)  # no array that lies over several devices

@@ -190,6 +190,14 @@ def _slice(graph: Graph, equation: Any, x: Value) -> Value:
     return _output(equation, _cut(graph, x, shape, cut), x.axes)
 
 
+def _rev(graph: Graph, equation: Any, x: Value) -> Value:
+    shape = equation.invars[0].aval.shape
+    if 0 in equation.params["dimensions"]:
+        raise UntranslatableError("of the batch")
+    whole = {axis: (-1, -1 - shape[axis], -1) for axis in equation.params["dimensions"]}
+    return _output(equation, _cut(graph, x, shape, whole), x.axes)
+
+
 def _split(graph: Graph, equation: Any, x: Value) -> list[Value]:
     axis, shape = equation.params["axis"], equation.invars[0].aval.shape
     stops = [0, *np.cumsum(equation.params["sizes"]).tolist()]
@@ -286,6 +294,7 @@ NODES: dict[str, Translation] = {
     "reduce_window_max": _pool("MaxPool"),
     "reduce_window_sum": _pool("AveragePool"),
     "reshape": _reshape,
+    "rev": _rev,
     "rsqrt": lambda g, e, x: g.elementwise("Reciprocal", g.elementwise("Sqrt", x)),
     "select_n": _select,
     "slice": _slice,

@@ -1,10 +1,12 @@
 """The networks of d2l, and the one place to register another."""
 
+import bisect
 import inspect
 import json
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -16,12 +18,14 @@ from jaxcnn.models.imagenet_resnet import BasicBlock, Bottleneck, ResNet34, ResN
 from jaxcnn.models.lenet import LeNet, LeNetModern
 from jaxcnn.models.nin import NiN, NiNBlock
 from jaxcnn.models.normalized import Normalized, describe_normalization, without_normalization
+from jaxcnn.models.prediction import TEST_AUGMENTATIONS, predict_logits
 from jaxcnn.models.resnet import Residual, ResNet, ResNet18
 from jaxcnn.models.resnext import ResNeXt50, ResNeXtBlock, ResNeXtBottleneck
 from jaxcnn.models.vgg import VGG, VGG11, VGGBlock, VGGNarrow
 
 __all__ = [
     "MODELS",
+    "TEST_AUGMENTATIONS",
     "VGG",
     "VGG11",
     "AlexNet",
@@ -50,6 +54,8 @@ __all__ = [
     "create_model",
     "describe_model",
     "describe_normalization",
+    "predict_logits",
+    "smallest_image_size",
     "takes_recompute",
     "without_normalization",
 ]
@@ -127,6 +133,30 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
         hint = did_you_mean(name, MODELS)
         raise ValueError(f"unknown model {name!r}{hint}; registered: {', '.join(MODELS)}")
     return MODELS[name](**kwargs)
+
+
+def smallest_image_size(model: nn.Module, largest: int = 512) -> int | None:
+    """Return the pixels of the smallest square images that a model takes; None if of no size.
+
+    Args:
+        model: whose layers refuse images that are too small for their windows.
+        largest: pixels to try at most.
+
+    >>> smallest_image_size(LeNet())
+    12
+    """
+
+    def takes(size: int) -> bool:
+        images = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+        try:
+            jax.eval_shape(model.init, jax.random.key(0), images)
+        except ValueError:
+            return False
+        return True
+
+    if not takes(largest):
+        return None
+    return bisect.bisect_left(range(largest), True, lo=1, key=takes)
 
 
 def describe_model(model: nn.Module) -> dict[str, Any] | None:

@@ -95,7 +95,8 @@ class Inception(nn.Module):
 class GoogLeNet(nn.Module):
     """Two convolutional stages, stages of Inception blocks, mean, dense; images to logits.
 
-    Maps [N, H, W, C] to [N, num_classes]. Each stage but the last halves H and W, rounding up.
+    Maps [N, H, W, C] to [N, num_classes]. The first stage quarters H and W, and each other but
+    the last halves them, rounding up.
 
     Attributes:
         arch: the stages: (c1, c2, c3, c4) of each Inception block.

@@ -15,7 +15,13 @@ from jaxcnn.errors import ConfigError, JaxcnnError
 from jaxcnn.files import local_path
 from jaxcnn.report.layers import Convolution, find_convolutions
 from jaxcnn.scores import Evaluation, wilson_interval
-from jaxcnn.train.record.logs import JsonLines, Row, best_row, evaluated_split
+from jaxcnn.train.record.logs import (
+    JsonLines,
+    Row,
+    best_row,
+    evaluated_split,
+    is_out_of_patience,
+)
 from jaxcnn.train.record.workdir import read_run
 from jaxcnn.trained import Trained, load
 
@@ -141,6 +147,10 @@ def _progress_notes(record: dict[str, Any], rows: list[Row]) -> list[str]:
     wanted, done = record["config"]["num_epochs"], rows[-1]["epoch"] if rows else 0
     if done >= wanted:
         return []
+    if is_out_of_patience(rows, patience := record["config"].get("patience", 0)):
+        return [
+            f"The run ended after {done} of {wanted} epochs: no better for {patience} (patience)."
+        ]
     return [f"{done} of {wanted} epochs are finished: the run is still training, or was stopped."]
 
 
@@ -261,11 +271,11 @@ def describe_results(run: Run) -> dict[str, str]:
     seconds = sum(row["train_seconds"] for row in rows)
     images = sum(row["train_seconds"] * row["images_per_second"] for row in rows)
     compiling = sum(row.get("compile_seconds", 0.0) for row in rows)
-    testing = sum(row.get("test_seconds", 0.0) for row in rows)
+    evaluating = sum(row.get(f"{of}_seconds", 0.0) for row in rows for of in ("validation", "test"))
     return results | {
         "Last training accuracy": f"{last['train_accuracy']:.4f}",
         "Last training loss": f"{last['train_loss']:.4f}",
-        "Time": _duration(seconds + testing + compiling),
+        "Time": _duration(seconds + evaluating + compiling),
         "Time: compiling": _duration(compiling),
         "Images per second": f"{images / seconds:,.0f} in training",
     }

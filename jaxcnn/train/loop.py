@@ -28,7 +28,7 @@ from jaxcnn.train.record import report
 from jaxcnn.train.record.display import Display
 from jaxcnn.train.record.environment import describe_environment
 from jaxcnn.train.record.integrity import check_finite_means
-from jaxcnn.train.record.logs import Row, best_row, epoch_row, step_row, test_row
+from jaxcnn.train.record.logs import Row, epoch_row, is_out_of_patience, step_row, test_row
 from jaxcnn.train.record.notebook import create_display
 from jaxcnn.train.record.progress import Progress
 from jaxcnn.train.record.remote import RemoteWorkdir
@@ -238,11 +238,7 @@ def _last_of(totals: Iterator[Metrics], stop_if_asked: Callable[[], None]) -> Me
 
 def _is_over(epoch: int, config: ConfigDict, rows: list[Row]) -> bool:
     """Return whether a run has taken all its epochs, or has not become better for a while."""
-    if epoch >= config.num_epochs:
-        return True
-    if not config.patience or not rows:
-        return False
-    return rows[-1]["epoch"] - best_row(rows)["epoch"] >= config.patience
+    return epoch >= config.num_epochs or is_out_of_patience(rows, config.patience)
 
 
 class Trainer:

@@ -13,6 +13,7 @@ from jax import lax
 
 from jaxcnn.keys import Purpose, derive_key
 from jaxcnn.layers import DROPOUT_OF_BATCH, weigh_examples
+from jaxcnn.models import predict_logits
 from jaxcnn.ops import cpu
 from jaxcnn.ops.sharding import vary_over
 from jaxcnn.ops.sizes import as_integer
@@ -307,26 +308,6 @@ def eval_step(
         weights = jnp.ones_like(losses)
     metrics = Metrics.from_batch(losses, logits, labels, weights)
     return metrics if axis_name is None else lax.psum(metrics, axis_name)
-
-
-def predict_logits(
-    model: nn.Module, variables: Any, images: jax.Array, test_augmentation: str = "none"
-) -> jax.Array:
-    """Return the logits of images, without training anything.
-
-    Args:
-        model: maps images to logits.
-        variables: of the model.
-        images: floating point [N, H, W, C].
-        test_augmentation: 'none', or 'flip' for the mean of each image's logits and its mirror's.
-
-    Returns:
-        Floating point [N, K].
-    """
-    apply: Callable[[jax.Array], Any] = partial(model.apply, variables, train=False)
-    if test_augmentation == "none":
-        return apply(images)
-    return (apply(images) + apply(images[:, :, ::-1])) / 2
 
 
 def _check_batch(

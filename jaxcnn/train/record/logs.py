@@ -108,6 +108,18 @@ def best_row(rows: Sequence[Row]) -> Row:
     return max(rows, key=lambda row: row[key])
 
 
+def is_out_of_patience(rows: Sequence[Row], patience: int) -> bool:
+    """Return whether a run has not become better for so many epochs; 0 is no limit.
+
+    >>> rows = [{"epoch": 1, "test_accuracy": 0.8}, {"epoch": 2, "test_accuracy": 0.7}]
+    >>> is_out_of_patience(rows, patience=1)
+    True
+    """
+    if not patience or not rows:
+        return False
+    return rows[-1]["epoch"] - best_row(rows)["epoch"] >= patience
+
+
 class JsonLines:
     """A file with one JSON object per line, each with an 'epoch' and a 'step'.
 

@@ -1,13 +1,17 @@
 """What a person sees: a live line in a terminal, plain lines elsewhere, curves in a picture."""
 
+import errno
 import io
+import os
 import re
+import signal
 
 import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
+from jaxcnn.errors import StoppedError
 from jaxcnn.inspect import plot_curves
 from jaxcnn.train.record import display as display_module
 from jaxcnn.train.record.display import Display
@@ -98,6 +102,37 @@ def test_elsewhere_a_long_epoch_prints_in_between(monkeypatch):
     monkeypatch.setattr(display_module, "_PLAIN_SECONDS", -1.0)
     line = "epoch 1/2  step 3/8  1,000 images/s  loss 2.2500  accuracy 0.1250"
     assert show(terminal=False).splitlines()[1] == line
+
+
+def test_nobody_may_read_what_is_shown(monkeypatch, capfd):
+    """As where a run's output goes to `head`, which ends: the run does not."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w", closefd=False) as out, Display(8, 2) as display:
+        display.console.file = out
+        for _ in range(3):
+            display.print("a line")
+        display.console.file = None
+        with pytest.raises(BrokenPipeError):
+            out.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), write)
+    os.close(write)
+
+
+class GoneTerminal(io.StringIO):
+    """A terminal that has hung up."""
+
+    def write(self, text):
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_terminal_that_is_gone_takes_nothing_with_it():
+    console = Console(file=GoneTerminal(), force_terminal=True, width=80)
+    display = Display(8, 2, console)
+    with pytest.raises(StoppedError, match="saved"), display.compiling():
+        raise StoppedError("saved", signal.SIGHUP)
+    with display.compiling():
+        display.print("a line")
 
 
 @pytest.mark.parametrize("epochs", [1, 10])

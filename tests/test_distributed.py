@@ -12,6 +12,8 @@ from conftest import ROOT
 from jaxcnn.cli.distributed import Place, check_place
 from jaxcnn.cli.last_words import summarize
 from jaxcnn.errors import ConfigError
+from jaxcnn.train import processes
+from jaxcnn.train.record.shared import check_alike
 
 EXAMPLES = ROOT / "docs/examples"
 STACK = b"""*** Check failure stack trace: ***
@@ -67,6 +69,36 @@ with distributed.joined("train.py"):
         "train.py: not all processes of this run have come in time; start all of them within a few "
         "minutes, with the same --coordinator and --num_processes\n"
     )
+
+
+def test_ctrl_c_before_training_ends_a_process_that_the_others_wait_for(run_python):
+    script = """
+import jax, time
+from jaxcnn.cli import distributed, train
+jax.distributed.shutdown = lambda: time.sleep(300)
+def wait(call, program):
+    raise KeyboardInterrupt
+train._train = wait
+raise SystemExit(train.main(
+    ["--config", "lenet:smoke", "--distributed", "--coordinator=localhost:1", "--num_processes=2",
+     "--process_id=0"]
+))
+"""
+    done = run_python("-c", script, timeout=60)
+    assert done.returncode == 130
+    assert done.stderr.strip().endswith("stopped; nothing is lost, give the same command again")
+
+
+def test_processes_that_are_to_train_something_else_are_told(monkeypatch):
+    first = {"config.seed": 0, "freeze": ["conv1"]}
+    monkeypatch.setattr(processes, "share", lambda facts: first)
+    check_alike(dict(first))
+    with pytest.raises(
+        ConfigError, match=r"^freeze is None in process 0 and \['conv1'\] in process"
+    ):
+        check_alike({"config.seed": 0})
+    with pytest.raises(ConfigError, match=r"^init_from is 'a' in process 0 and None in process 0"):
+        check_alike(first | {"init_from": "a"})
 
 
 def test_everything_else_is_copied():

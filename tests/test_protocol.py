@@ -254,6 +254,7 @@ class Seen(dict):
             transformation(lambda p: jnp.zeros(3), lambda g, s, p: (g, s[:2])),
             "changes its state .*from 3 float32 to 2 float32",
         ),
+        (optax.noisy_sgd(0.1, key=0), "keeps a random key in its state, and checkpoints take numb"),
         (
             transformation(lambda p: (jnp.zeros(3),), lambda g, s, p: (g, list(s))),
             "changes its state in structure; the tree must stay the same",

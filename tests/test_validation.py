@@ -15,7 +15,7 @@ from conftest import CACHED, Tiny, small_config
 from jaxcnn.data import Dataset, load_fashion_mnist_sample
 from jaxcnn.data.split import split_validation
 from jaxcnn.errors import ConfigError, StoppedError
-from jaxcnn.train import loop, train_and_evaluate
+from jaxcnn.train import loop, processes, train_and_evaluate
 from jaxcnn.train.prepare import prepare
 from jaxcnn.train.programs import Evaluator
 from jaxcnn.train.record.checkpoint import Checkpoints
@@ -160,11 +160,19 @@ def test_the_test_set_is_looked_at_once(tmp_path, looks, capsys):
     assert line in capsys.readouterr().out
 
 
-def test_more_epochs_are_tested_if_one_is_better(folder, looks):
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("is_better", [False, True])
+def test_more_epochs_are_tested_if_one_is_better(folder, looks, several, is_better, monkeypatch):
+    if is_better:  # than the best so far, of which the rows now say that it was bad
+        rows = rows_of(folder)
+        for row in rows:
+            row["validation_accuracy"] /= 1000
+        (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     before = result_of(folder)
+    monkeypatch.setattr(processes, "are_several", lambda: several)  # and this is the first
     train_and_evaluate(choosing_config(num_epochs=5, **WAVERING), folder, model=Tiny())
     after = result_of(folder)
-    is_better = after["best"]["step"] != before["best"]["step"]
+    assert is_better == (after["best"]["step"] != before["best"]["step"])
     assert looks == [40, 200][: 1 + is_better]
     assert after["test"]["step"] == after["best"]["step"]
     assert is_better or after["test"] == before["test"]

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -130,13 +131,16 @@ def joined(program: str) -> Iterator[Callable[[int], int]]:
     os.dup2(nowhere, 1)
     sys.stdout = output
 
+    def leave(status: int) -> None:
+        output.flush()
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        helper.wait()
+        os._exit(status)
+
     def end(status: int) -> int:
         if status in (1, 2):
-            output.flush()
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-            helper.wait()
-            os._exit(status)
+            leave(status)
         import jax
 
         jax.distributed.shutdown()
@@ -144,9 +148,11 @@ def joined(program: str) -> Iterator[Callable[[int], int]]:
 
     try:
         yield end
+    except KeyboardInterrupt:  # a signal in training stops all of them, and is none
+        leave(128 + signal.SIGINT)
     except Exception:  # a bug, or another process's end that the runtime did not notice
         traceback.print_exc()
-        end(1)
+        leave(1)
     finally:
         os.dup2(kept, 2)
         helper.wait()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from jaxcnn.cli.configs import find_config, shipped_configs
 from jaxcnn.cli.distributed import Place, check_place, join, joined, wait_for_verdict
-from jaxcnn.cli.output import line_width, say, show
+from jaxcnn.cli.output import flush_output, line_width, say, show
 from jaxcnn.cli.settings import check_settings, describe_settings, find_setting
 from jaxcnn.errors import ConfigError, JaxcnnError, StoppedError
 
@@ -75,10 +75,13 @@ def main(argv: Sequence[str], program: str = "jaxcnn train") -> int:
     except JaxcnnError as error:
         say(f"{program}: {error}")
         return 2
-    if call.place is None:
-        return _run(call, program)
-    with joined(program) as end:
-        return end(_run(call, program))
+    try:
+        if call.place is None:
+            return _run(call, program)
+        with joined(program) as end:
+            return end(_run(call, program))
+    finally:
+        flush_output()  # nobody may read it any more
 
 
 def _run(call: _Call, program: str) -> int:
@@ -92,6 +95,8 @@ def _run(call: _Call, program: str) -> int:
         return 2
     except KeyboardInterrupt:  # before or after training, which raises StoppedError
         say(f"\n{program}: stopped; nothing is lost, give the same command again")
+        if call.place is not None:
+            raise  # the others know nothing of it
         return 130
     except Exception:
         if call.place is not None:

@@ -205,6 +205,11 @@ def check_optimizer(optimizer: optax.GradientTransformation, params: Any) -> Non
         return optax.apply_updates(params, updates), state
 
     state = _trace(f"{name}: init(params)", optimizer.init, params)
+    if any(jnp.issubdtype(x.dtype, jax.dtypes.extended) for x in jax.tree.leaves(state)):
+        raise ConfigError(
+            f"{name} keeps a random key in its state, and checkpoints take numbers alone; give one "
+            "that keeps jax.random.key_data(key)"
+        )
     new_params, new_state = _trace(f"{name}: update(grads, state, params)", update, params, state)
     _check_kept(f"{name} changes the parameter", params, new_params)
     _check_kept(f"{name} changes its state", state, new_state)

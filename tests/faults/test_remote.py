@@ -18,7 +18,7 @@ from conftest import CACHED, Tiny, small_config
 from jaxcnn.errors import ConfigError, DataError, TrainingError
 from jaxcnn.train import train_and_evaluate
 from jaxcnn.train.record import remote
-from jaxcnn.train.record.checkpoint import Checkpoints
+from jaxcnn.train.record.checkpoint import Checkpoints, CheckpointWriter
 from jaxcnn.train.record.integrity import check_files
 from jaxcnn.train.record.logs import JsonLines
 from jaxcnn.train.record.remote import Mirror, RemoteWorkdir, TakenOverError
@@ -313,6 +313,58 @@ def test_a_store_that_fails_for_a_moment_is_tried_again(store):
     assert listed(store) == [8]
 
 
+def test_reading_a_checkpoint_that_fails_for_a_moment_is_tried_again(store, monkeypatch):
+    train(2)
+    read, failed = Mirror._read, []
+
+    def fail(mirror, name):
+        if name.startswith("checkpoints/16-") and len(failed) < 2:
+            failed.append(name)
+            raise TimeoutError("try later")
+        return read(mirror, name)
+
+    monkeypatch.setattr(Mirror, "_read", fail)
+    train(3)
+    assert len(failed) == 2
+    assert listed(store) == [16, 24]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index: {**index, "listed": {"../../x": f"../../x-{'0' * 64}.tar"}},
+        lambda index: {**index, "listed": {"8": f"../8-{'0' * 64}.tar"}},
+        lambda index: {**index, "listed": {"/tmp/x": next(iter(index["listed"].values()))}},
+        lambda index: {**index, "to delete": ["../owner.json"]},
+        lambda index: {**index, "damaged": [5]},
+        lambda index: {"listed": {}},
+        lambda index: [],
+    ],
+)
+def test_a_store_names_no_places_outside_of_its_folder(store, change, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    train(1)
+    file = store.store["/bucket/runs/tiny/checkpoints.json"]
+    index = change(json.loads(file.getvalue()))
+    file.seek(0)
+    file.truncate()
+    file.write(json.dumps(index).encode())
+    words = f"^checkpoints.json in '{URL}' is not what jaxcnn has written; give another folder"
+    for call in (lambda: jaxcnn.load(URL, model=Tiny()), lambda: train(2)):
+        with pytest.raises(DataError, match=words):
+            call()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_that_fails_leaves_nothing_open(store, monkeypatch):
+    closed, close = [], CheckpointWriter.close
+    monkeypatch.setattr(CheckpointWriter, "close", lambda self: (closed.append(1), close(self)))
+    monkeypatch.setattr(Mirror, "claim", lambda mirror: 1 / 0)
+    with pytest.raises(ConfigError, match="cannot be read or written"):
+        train(1)
+    assert closed == [1]
+
+
 def test_a_store_that_fails_ends_the_run_in_one_line(store):
     def refuse(number):
         raise PermissionError("no access\nto this bucket")
@@ -341,7 +393,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_kept(store, capsys):
         jaxcnn.load(URL, which=16, model=Tiny())
     train(2)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "is damaged" in line]
-    assert line.startswith("checkpoint 16 is damaged and ")
+    assert line.startswith(f"checkpoint 16 is damaged and stays in {URL}/checkpoints: ")
     assert "/tmp" not in line
     assert listed(store) == [8, 16]
     assert name in store.store

@@ -26,6 +26,14 @@ _ROWS = 20  # of the table of epochs below each of its headings
 Means = dict[str, float]
 
 
+class _Console(Console):
+    """Where nobody reads what is shown any more, as after `| head`, it shows nothing."""
+
+    def on_broken_pipe(self) -> None:
+        """Be quiet from now on, where rich would end the process."""
+        self.quiet = True
+
+
 class Display:
     """Live progress of a run; a context manager.
 
@@ -39,7 +47,7 @@ class Display:
 
     def __init__(self, num_steps: int, num_epochs: int, console: Console | None = None):
         # Plain lines in Jupyter: rich takes it for a terminal, but a redrawn bar floods the cell.
-        self.console = console or Console(
+        self.console = console or _Console(
             highlight=False, force_jupyter=False, force_terminal=sys.stdout.isatty()
         )
         self._num_steps, self._num_epochs = num_steps, num_epochs
@@ -103,10 +111,15 @@ class Display:
         """Show in a terminal that programs are being compiled, and for how long by now."""
         with contextlib.suppress(OSError):
             self._live.stop()
-        columns = (SpinnerColumn("line"), TextColumn("compiling"), TimeElapsedColumn())
-        with self._progress(*columns) as live:
-            live.add_task("", total=None)
+        live = self._progress(SpinnerColumn("line"), TextColumn("compiling"), TimeElapsedColumn())
+        live.add_task("", total=None)
+        with contextlib.suppress(OSError):
+            live.start()
+        try:
             yield
+        finally:
+            with contextlib.suppress(OSError):
+                live.stop()
         with contextlib.suppress(OSError):
             self._live.start()
 

@@ -108,6 +108,16 @@ def best_row(rows: Sequence[Row]) -> Row:
     return max(rows, key=lambda row: row[key])
 
 
+def if_still_best(tested: Row | None, rows: Sequence[Row]) -> Row | None:
+    """Return the results of an earlier test, if its epoch is still the best; else None.
+
+    >>> rows = [{"step": 8, "test_accuracy": 0.8}, {"step": 16, "test_accuracy": 0.9}]
+    >>> if_still_best({"step": 8}, rows[:1]), if_still_best({"step": 8}, rows)
+    ({'step': 8}, None)
+    """
+    return tested if tested and rows and tested["step"] == best_row(rows)["step"] else None
+
+
 def is_out_of_patience(rows: Sequence[Row], patience: int) -> bool:
     """Return whether a run has not become better for so many epochs; 0 is no limit.
 

@@ -22,6 +22,7 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import tarfile
 import tempfile
@@ -33,7 +34,7 @@ from typing import Any, TypeVar
 
 from jaxcnn.errors import ConfigError, DataError, TrainingError, first_line
 from jaxcnn.files import write_atomically
-from jaxcnn.train.record.checkpoint import FOLDER
+from jaxcnn.train.record.checkpoint import FOLDER, CheckpointWriter
 from jaxcnn.train.record.integrity import CHECKSUMS
 from jaxcnn.train.record.logs import Row
 from jaxcnn.train.record.progress import Progress
@@ -42,6 +43,7 @@ from jaxcnn.train.state import TrainState
 
 INDEX, OWNER = "checkpoints.json", "owner.json"
 _LOGS = ("run.json", "metrics.jsonl", "steps.jsonl")
+_OBJECT = re.compile(r"(0|[1-9]\d*)-[0-9a-f]{64}\.tar")  # as `_name` makes it
 _TRIES, _PAUSE_SECONDS = 5, 2.0  # before the second try, and twice as long before each further one
 T = TypeVar("T")
 
@@ -66,11 +68,12 @@ class Mirror:
         self._copied: dict[str, Any] = {}  # what tells whether a file or a step has changed since
 
     def fetch(self) -> None:
-        """Copy the logs and the checkpoints to this machine, where nothing of them is yet.
+        """Copy the logs and the checkpoints to this machine.
 
         A checkpoint that is missing or not what was written becomes one without files, which is
         found to be damaged.
         """
+        shutil.rmtree(self._local / FOLDER, ignore_errors=True)  # of a try that failed
         self._index = self._read_index()
         for name in _LOGS:
             content = self._read(name)
@@ -95,6 +98,10 @@ class Mirror:
     def has_all(self) -> bool:
         """Return whether every checkpoint that was fetched has files."""
         return all(self._copied[step] for step in self._index["listed"])
+
+    def set_aside(self, step: int) -> None:
+        """Keep the object of a damaged checkpoint, which is listed no longer."""
+        self._damaged.append(self._index["listed"][f"{step}"])
 
     def claim(self) -> None:
         """Become the owner of the remote folder."""
@@ -156,7 +163,15 @@ class Mirror:
 
     def _read_index(self) -> dict[str, Any]:
         content = self._read(INDEX)
-        return _no_checkpoints() if content is None else json.loads(content)
+        if content is None:
+            return _no_checkpoints()
+        index = json.loads(content)
+        if not _is_index(index):
+            raise DataError(
+                f"{INDEX} in {str(self._remote)!r} is not what jaxcnn has written; give another "
+                "folder, or restore it"
+            )
+        return index
 
     def _write_index(self, index: dict[str, Any]) -> None:
         self._write(INDEX, f"{json.dumps(index, indent=2)}\n".encode())
@@ -195,10 +210,13 @@ class RemoteWorkdir(Workdir):
                     self._mirror = Mirror(folder, self._here)
                     _again(self._mirror.fetch)
                     super().__init__(self._here, settings, *args)
-                    _again(self._mirror.claim)
-                    if _again(self._mirror.is_current):
-                        return
-                    super().__exit__(None, None, None)  # another was saving meanwhile
+                    with contextlib.ExitStack() as undo:
+                        undo.callback(super().__exit__, None, None, None)
+                        _again(self._mirror.claim)
+                        if _again(self._mirror.is_current):
+                            undo.pop_all()
+                            return
+                    # Another was saving meanwhile.
             raise ConfigError(
                 f"other processes are saving in the workdir {self.name!r}; wait until they end"
             )
@@ -246,6 +264,9 @@ class RemoteWorkdir(Workdir):
         super().finish()
         self._push()
 
+    def _open_checkpoints(self, folder: Path) -> CheckpointWriter:
+        return _FetchedCheckpoints(folder, self._mirror, self.name)
+
     def _push(self) -> None:
         self._keeps = True  # until it is there
         advice = (
@@ -282,6 +303,25 @@ class RemoteWorkdir(Workdir):
         return line if is_here else line.replace(str(self._here), self.name)
 
 
+class _FetchedCheckpoints(CheckpointWriter):
+    """Checkpoints whose damaged ones stay on the store.
+
+    Args:
+        folder: of this machine.
+        mirror: that has fetched them.
+        url: of the run's folder on the store.
+    """
+
+    def __init__(self, folder: Path, mirror: Mirror, url: str):
+        super().__init__(folder)
+        self._mirror, self._url = mirror, url
+
+    def _pass_over(self, step: int) -> str:
+        shutil.rmtree(self._path(step))
+        self._mirror.set_aside(step)
+        return f"stays in {self._url}/{FOLDER}"
+
+
 @contextlib.contextmanager
 def fetched(folder: Any) -> Iterator[Path]:
     """Give a copy of a run's folder on this machine: of one on a store, what it lists.
@@ -305,6 +345,8 @@ def fetched(folder: Any) -> Iterator[Path]:
                 # A run that is training deletes what it no longer lists.
                 if mirror.has_all() or mirror.is_current():
                     break
+            except DataError:
+                raise
             except Exception as error:
                 if number == _TRIES - 1:
                     reason = first_line(error)
@@ -321,7 +363,7 @@ def _again(call: Callable[[], T]) -> T:
     for number in range(_TRIES - 1):
         try:
             return call()
-        except (TakenOverError, ImportError):
+        except (TakenOverError, DataError, ImportError):
             raise
         except Exception:
             time.sleep(_pause(number))
@@ -342,6 +384,22 @@ def _no_checkpoints() -> dict[str, Any]:
     | `to delete` | objects that were not completed, or are not listed any more               |
     """
     return {"listed": {}, "damaged": [], "to delete": []}
+
+
+def _is_index(index: Any) -> bool:
+    """Return whether an index names steps and objects alone, none of them outside of its folder.
+
+    >>> _is_index({**_no_checkpoints(), "damaged": ["../../x.tar"]})
+    False
+    """
+    if not isinstance(index, dict) or index.keys() != _no_checkpoints().keys():
+        return False
+    listed, *others = (index[key] for key in ("listed", "damaged", "to delete"))
+    if not isinstance(listed, dict) or not all(isinstance(each, list) for each in others):
+        return False
+    names = [*listed.values(), *others[0], *others[1]]
+    are_objects = all(isinstance(name, str) and _OBJECT.fullmatch(name) for name in names)
+    return are_objects and all(name.startswith(f"{step}-") for step, name in listed.items())
 
 
 def _pack(folder: Path) -> bytes:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxcnn.errors import ConfigError
 from jaxcnn.train import processes
-from jaxcnn.train.record.logs import Row
+from jaxcnn.train.record.logs import Row, if_still_best
 from jaxcnn.train.record.progress import Progress
 from jaxcnn.train.record.workdir import Workdir, what_is_left
 from jaxcnn.train.state import TrainState
@@ -32,6 +32,7 @@ class Shared:
         self.changes: list[str] = record.changes if record else []
         self._rows: list[Row] = []
         self._tested: Row | None = None
+        self._tested_before: Row | None = None  # by an earlier start
 
     def __enter__(self) -> "Shared":
         return self
@@ -54,7 +55,7 @@ class Shared:
                 "tested": self._record.tested(),
             }
         told = processes.share(told)
-        self._rows, self._tested = told["rows"], told["tested"]
+        self._rows, self._tested_before = told["rows"], told["tested"]
         progress = Progress.from_dict(told["progress"])
         return (self._share(state, shapes) if told["has_state"] else None), progress
 
@@ -85,7 +86,7 @@ class Shared:
 
     def tested(self) -> Row | None:
         """Return the results of the best epoch on the test set, if it was tested."""
-        return self._tested
+        return self._tested or if_still_best(self._tested_before, self._rows)
 
     def record_test(self, row: Row) -> None:
         """Take the results of the best epoch on the test set."""
@@ -119,11 +120,12 @@ def check_alike(facts: dict[str, Any]) -> None:
         ConfigError: in every process, if one of them has other facts than the first.
     """
     told = processes.share(facts)
-    different = next((name for name, value in facts.items() if told.get(name) != value), None)
+    names = [*facts, *(name for name in told if name not in facts)]
+    different = next((name for name in names if facts.get(name) != told.get(name)), None)
     others = processes.which(different is not None)
     if different is not None:
         raise ConfigError(
-            f"{different} is {facts[different]!r} in process {jax.process_index()} and "
+            f"{different} is {facts.get(different)!r} in process {jax.process_index()} and "
             f"{told.get(different)!r} in process 0; {_START_ALIKE}"
         )
     if others:

@@ -1,6 +1,7 @@
 """The folder of a run: its record, its logs and checkpoints, and resuming from them."""
 
 import contextlib
+import errno
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from jaxcnn.train.record.logs import (
     TensorBoard,
     best_row,
     evaluated_split,
+    if_still_best,
 )
 from jaxcnn.train.record.progress import Progress
 from jaxcnn.train.state import TrainState
@@ -94,7 +96,7 @@ class Workdir:
                 if any(checkpoints.glob("[0-9]*")) or self._metrics.rows() or self._steps.rows():
                     run["starts"] = self._check_same_run(run, check)
                     self.changes = _changes(run["starts"], environment)
-                self._checkpoints = CheckpointWriter(checkpoints)  # once it is known to be ours
+                self._checkpoints = self._open_checkpoints(checkpoints)  # known to be ours now
                 self._open.callback(self._checkpoints.close)
                 run["starts"].append(environment)
                 self._run = run
@@ -200,10 +202,7 @@ class Workdir:
 
     def tested(self) -> Row | None:
         """Return the results of the best epoch on the test set, if it was tested."""
-        rows, before = self.rows(), self._tested_before
-        if self._tested is None and rows and before.get("step") == best_row(rows)["step"]:
-            return before
-        return self._tested
+        return self._tested or if_still_best(self._tested_before, self.rows())
 
     def record_test(self, row: Row) -> None:
         """Take the results of the best epoch on the test set; `finish` writes them."""
@@ -230,6 +229,9 @@ class Workdir:
         """Return what becomes of a run that stops after a step, for its last line."""
         return what_is_left(step)
 
+    def _open_checkpoints(self, folder: Path) -> CheckpointWriter:
+        return CheckpointWriter(folder)
+
     def _draw(self) -> None:
         start = time.monotonic()
         unfinished = self.folder / ".unfinished.png"
@@ -251,9 +253,10 @@ class Workdir:
         try:
             yield
         except OSError as error:
+            # The folder of a run on a store is on this machine, and so is room that is short.
+            name = str(self.folder) if error.errno == errno.ENOSPC else self.name
             raise kind(
-                f"cannot read or write the workdir {self.name!r} "
-                f"({error.strerror or error}); {advice}"
+                f"cannot read or write the workdir {name!r} ({error.strerror or error}); {advice}"
             ) from error
 
     def _lock(self) -> None:

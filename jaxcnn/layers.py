@@ -269,7 +269,7 @@ class Dropout(nn.Module):
     def _mask(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Return which numbers stay, of the device's own examples."""
         stays = jnp.float32(1 - self.rate)  # whose type is that of the numbers that are drawn
-        if self.axis_name is None:
+        if self.axis_name is None or self.is_initializing():
             return jax.random.bernoulli(key, stays, shape)
         length = shape[0]
         num_devices = lax.psum(1, self.axis_name)

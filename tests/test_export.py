@@ -242,7 +242,7 @@ class Counts(nn.Module):
         x = nn.Conv(32, (3, 3))(x)
         x = jaxcnn.relu(x + (jnp.full(x.shape[1:], 0.5) + jnp.ones(x.shape[1:]))[None])
         x = jaxcnn.avg_pool(x, 4, 4, 1, count_include_pad=False)
-        return nn.Dense(5)(x.reshape(len(x), -1))
+        return nn.Dense(5)(x.reshape(len(x), -1, order="F"))
 
 
 class Constant(nn.Module):

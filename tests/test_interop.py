@@ -518,6 +518,26 @@ def test_files_in_half_precision(tmp_path):
             assert_same(from_torch(loaded, LeNet()), expected)
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        NiN(((2, 11, 4, 0), (2, 5, 1, 2), (2, 3, 1, 1), (2, 3, 1, 1))),
+        DenseNet(8, 4, arch=(1,) * 6),
+        VGG(((1, 2),) * 10, hidden_features=9),
+    ],
+    ids=["nin", "densenet", "vgg"],
+)
+def test_deep_networks_whose_images_are_large(model):
+    images = jax.ShapeDtypeStruct((1, 1024, 1024, 1), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    variables = jax.tree.map(lambda x: np.full(x.shape, 0.5, x.dtype), shapes)
+    if isinstance(model, DenseNet):
+        back = from_torch(to_torch(variables, model), model)
+        assert_same(back, variables)
+    else:
+        assert to_torch(variables, model)
+
+
 # torchvision's names -------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 import references
-from jaxcnn.layers import BatchNorm, Conv, Conv2D, Dense, relu
+from jaxcnn.layers import BatchNorm, Conv, Conv2D, Dense, Dropout, relu
 from jaxcnn.models import LeNet, Residual, VGGBlock
 
 
@@ -246,3 +246,9 @@ def test_a_function_without_a_name_cannot_be_pickled():
     module = Dense(3, activation=jax.jit(lambda x: x + 1))
     with pytest.raises((AttributeError, pickle.PicklingError), match="pickle"):
         pickle.dumps(module)
+
+
+def test_dropout_draws_its_first_mask_outside_of_the_devices():
+    layer = Dropout(rate=0.5, deterministic=False, axis_name="batch")
+    y, _ = layer.init_with_output({"dropout": jax.random.key(0)}, jnp.ones((4, 3)))
+    assert y.shape == (4, 3)

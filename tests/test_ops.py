@@ -478,3 +478,19 @@ def test_errors_name_what_was_given(call, words):
         call()
     for word in words:
         assert word in str(error.value)
+
+
+def test_a_bias_of_another_dtype_is_refused_as_a_kernel_is():
+    images, kernel = jnp.ones((1, 4, 4, 2), jnp.bfloat16), jnp.ones((3, 3, 2, 3), jnp.bfloat16)
+    with pytest.raises(TypeError, match="one dtype, got bfloat16, bfloat16 and float32"):
+        ops.conv2d(images, kernel, jnp.ones(3))
+    assert ops.conv2d(images, kernel, jnp.ones(3, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_the_gradient_of_a_large_window_is_a_small_program():
+    """As of a global maximum: not a slice for each of its pixels."""
+    images = jnp.asarray(np.random.default_rng(0).random((2, 28, 28, 3)), jnp.float32)
+    gradient = jax.grad(lambda x: ops.max_pool(x, 28).sum())
+    assert str(jax.make_jaxpr(gradient)(images)).count("slice") < 20
+    expected = images == images.max(axis=(1, 2), keepdims=True)
+    np.testing.assert_array_equal(jax.jit(gradient)(images), expected)

@@ -109,6 +109,14 @@ def test_one_cycle():
         ({"optimizer": "adam", "momentum": 0.9}, "config.momentum is 0.9, but optimizer 'adam'"),
         ({"optimizer": "nesterov"}, "config.optimizer is 'nesterov', which needs config.momentum"),
         ({"schedule": "one_cycle", "warmup_epochs": 1.0}, "'one_cycle' has its own warm-up"),
+        (
+            {"schedule": "steps", "rate_steps": (2, 4), "warmup_epochs": 2.0},
+            "config.rate_steps begins with 2, within the warm-up of 2 epochs; give later epochs",
+        ),
+        (
+            {"schedule": "cosine", "num_epochs": 1, "warmup_epochs": 0.99},
+            "config.warmup_epochs is 0.99, which takes all 16 steps; give less, or more epochs",
+        ),
     ],
 )
 def test_settings_without_effect_are_refused(changes, words):
@@ -162,6 +170,25 @@ def test_optimizers_by_hand(word, settings, decays):
         train_on(config),
         expected,
     )
+
+
+@pytest.mark.usefixtures("optax_promotes")
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_biases_of_several_axes_are_no_kernels(optimizer):
+    """Those of Flax's attention, which have a row for each head, are as any other's."""
+    settings = {"weight_decay": 0.5, "weight_decay_on": "kernels", "learning_rate": 0.1}
+    config = config_of(optimizer=optimizer, **settings)
+    params = {
+        "query": {"kernel": jnp.full((3, 2, 4), 2.0), "bias": jnp.full((2, 4), 2.0)},
+        "dense": {"bias": jnp.full(8, 2.0)},
+    }
+    grads = jax.tree.map(jnp.ones_like, params)
+    made = create_optimizer(config, num_steps=10)
+    updates, _ = made.update(grads, made.init(params), params)
+    bias, expected = (updates[layer]["bias"].ravel() for layer in ("query", "dense"))
+    np.testing.assert_array_equal(bias, expected)
+    assert np.ptp(expected) == 0
+    assert np.all(updates["query"]["kernel"] < -0.1)  # the decay alone
 
 
 @pytest.mark.usefixtures("optax_promotes")
@@ -488,6 +515,11 @@ def test_crop_keeps_at_least_its_share(smallest):
     assert jnp.abs(jnp.log(height / width)).max() <= np.log(4 / 3) + 1e-2
 
 
+def test_crop_finds_its_place_in_half_precision():
+    image = jnp.linspace(0, 1, 200 * 200, dtype=jnp.bfloat16).reshape(200, 200, 1)
+    np.testing.assert_array_equal(AUGMENTATIONS["crop"](jax.random.key(0), image, 1.0), image)
+
+
 def test_crop_enlarges_a_part():
     rising = jnp.broadcast_to(jnp.arange(12, dtype=jnp.float32)[None, :, None], (9, 12, 1)) / 11
     cropped = AUGMENTATIONS["crop"](jax.random.key(3), rising, 0.25)[4, :, 0]
@@ -550,6 +582,8 @@ def test_flip_averaging():
     variables = model.init(jax.random.key(0), images)
     both = [model.apply(variables, x) for x in (images, images[:, :, ::-1])]
     mean = predict_logits(model, variables, images, "flip")
+    with pytest.raises(ValueError, match="test_augmentation is 'mirror'; accepted: 'none' or"):
+        predict_logits(model, variables, images, "mirror")
     np.testing.assert_allclose(mean, (both[0] + both[1]) / 2, rtol=1e-6)
 
 

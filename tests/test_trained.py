@@ -333,8 +333,8 @@ class Normed(nn.Module):
         x = images[:, ::4, ::4].reshape(len(images), -1)
         for i in (1, 2):
             x = nn.Dense(8, name=f"dense{i}")(x)
-            norm = nn.BatchNorm(not train, axis_name=self.axis_name, name=f"norm{i}")
-            x = nn.relu(norm(x))
+            norm = nn.BatchNorm(axis_name=self.axis_name, name=f"norm{i}")
+            x = nn.relu(norm(x, not train))
         return nn.Dense(self.num_classes, name="head")(x)
 
 

@@ -10,6 +10,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxcnn.errors import ConfigError, did_you_mean
@@ -34,7 +35,8 @@ def shift(key: jax.Array, image: jax.Array, pixels: float = 2) -> jax.Array:
 def crop(key: jax.Array, image: jax.Array, smallest: float = 0.5) -> jax.Array:
     """Cut a rectangle of at least this share of the image's area out, and resize it to the whole.
 
-    Its sides are in a ratio from 3:4 to 4:3. Between pixels, values are interpolated linearly.
+    Its height is from 3/4 to 4/3 of its width, both as shares of the image's. Between pixels,
+    values are interpolated linearly.
 
     Source: Szegedy et al., Going deeper with convolutions, 2015, section 6; d2l 14.1.
 
@@ -42,16 +44,18 @@ def crop(key: jax.Array, image: jax.Array, smallest: float = 0.5) -> jax.Array:
     (4, 4, 1)
     """
     area_key, ratio_key, place_key = jax.random.split(key, 3)
-    area = jax.random.uniform(area_key, (), image.dtype, smallest, 1)
+    dtype = np.promote_types(image.dtype, np.float32)  # bfloat16 has no place for half a pixel
+    area = jax.random.uniform(area_key, (), dtype, smallest, 1)
     most = jnp.minimum(-jnp.log(area), math.log(4 / 3))  # else a side would be above the image's
-    log_ratio = jax.random.uniform(ratio_key, (), image.dtype, -1, 1) * most
+    log_ratio = jax.random.uniform(ratio_key, (), dtype, -1, 1) * most
     shares = jnp.sqrt(area * jnp.exp(jnp.stack([log_ratio, -log_ratio]))).clip(max=1)
-    start = jax.random.uniform(place_key, (2,), image.dtype) * (1 - shares)
-    sizes = jnp.array(image.shape[:2], image.dtype)
+    start = jax.random.uniform(place_key, (2,), dtype) * (1 - shares)
+    sizes = jnp.array(image.shape[:2], dtype)
     scale, translation = 1 / shares, -start * sizes / shares
-    return jax.image.scale_and_translate(
-        image, image.shape, (0, 1), scale, translation, method="linear", antialias=False
+    enlarged = jax.image.scale_and_translate(
+        image.astype(dtype), image.shape, (0, 1), scale, translation, "linear", antialias=False
     )
+    return enlarged.astype(image.dtype)
 
 
 def flip(key: jax.Array, image: jax.Array, probability: float = 0.5) -> jax.Array:

@@ -67,6 +67,11 @@ def _transpose(graph: Graph, equation: Any, x: Value) -> Value:
 
 
 def _reshape(graph: Graph, equation: Any, x: Value) -> Value:
+    order = equation.params["dimensions"]  # in which the axes are read; None: as they are
+    return _reshaped(graph, equation, graph.tensor(x, order, equation.invars[0].aval.shape))
+
+
+def _squeeze(graph: Graph, equation: Any, x: Value) -> Value:
     return _reshaped(graph, equation, graph.tensor(x, shape=equation.invars[0].aval.shape))
 
 
@@ -300,7 +305,7 @@ NODES: dict[str, Translation] = {
     "slice": _slice,
     "split": _split,
     "square": lambda g, e, x: g.elementwise("Mul", x, x),
-    "squeeze": _reshape,
+    "squeeze": _squeeze,
     "sub": _sub,
     "transpose": _transpose,
 }

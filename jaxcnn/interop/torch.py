@@ -171,7 +171,8 @@ def _entries(model: nn.Module) -> list[_Entry]:
             f"{type(model).__name__} has no counterpart in d2l; accepted: instances of "
             f"{', '.join(counterparts())}, such as LeNet()"
         )
-    side = 2 ** max(5, len(model.arch)) if isinstance(model, VGG) else 96
+    # Traced alone, so that large images cost nothing: large enough for a deep network.
+    side = 2 ** max(9, len(model.arch)) if isinstance(model, VGG) else 512
     images = jax.ShapeDtypeStruct((1, side, side, 1), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     return [_entry(model, path, leaf.shape) for path, leaf in flatten_dict(variables).items()]

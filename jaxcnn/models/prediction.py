@@ -23,7 +23,13 @@ def predict_logits(
 
     Returns:
         Floating point [N, K].
+
+    Raises:
+        ValueError: if `test_augmentation` is another word.
     """
+    if test_augmentation not in TEST_AUGMENTATIONS:
+        accepted = " or ".join(map(repr, TEST_AUGMENTATIONS))
+        raise ValueError(f"test_augmentation is {test_augmentation!r}; accepted: {accepted}")
     apply: Callable[[jax.Array], Any] = partial(model.apply, variables, train=False)
     if test_augmentation == "none":
         return apply(images)

@@ -54,7 +54,7 @@ def conv2d(
     Raises:
         ValueError: if a rank, the channels, the groups or the bias do not match, the kernel does
             not fit, or the padding or implementation is unknown.
-        TypeError: if images and kernel are of different dtypes.
+        TypeError: if images, kernel and bias are of different dtypes.
 
     Source: d2l 7.2 to 7.4; semantics of PyTorch's `Conv2d`.
 
@@ -103,6 +103,11 @@ def _check(images: jax.Array, kernel: jax.Array, bias: jax.Array | None, groups:
         raise ValueError(
             f"conv2d takes a bias [O] for a kernel [kh, kw, I / groups, O], got bias {bias.shape} "
             f"and kernel {kernel.shape}"
+        )
+    if bias is not None and not bias.dtype == kernel.dtype == images.dtype:
+        raise TypeError(
+            "conv2d takes images, kernel and bias of one dtype, got "
+            f"{images.dtype}, {kernel.dtype} and {bias.dtype}"
         )
 
 

@@ -46,8 +46,8 @@ def _average_in(
     is_training = isinstance(module, BatchNorm | nn.BatchNorm) and not module.use_running_average
     if not is_training or not is_within("/".join(module.path), frozen):
         return run(*args, **kwargs)
-    kwargs.pop("use_running_average", None)
-    return module.clone(parent=module.scope, use_running_average=True)(*args, **kwargs)
+    kwargs.pop("use_running_average", None)  # or given by its place, after the input
+    return module.clone(parent=module.scope, use_running_average=True)(*args[:1], **kwargs)
 
 
 def freeze_updates(

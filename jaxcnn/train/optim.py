@@ -14,6 +14,7 @@ from jaxcnn.errors import ConfigError
 from jaxcnn.registry import call_entry
 from jaxcnn.train.protocol import check_learning_rate
 from jaxcnn.train.state import is_optimizer
+from jaxcnn.train.trees import name_of
 
 Schedule = float | Callable[..., float]  # a rate, or an Optax schedule: step -> rate
 
@@ -165,6 +166,11 @@ def check_recipe(config: ConfigDict) -> None:
     for of, word, key in _NEEDS:
         if config[of] == word and _is_own(word) and not config[key]:
             raise ConfigError(f"config.{of} is {word!r}, which needs config.{key}; give it")
+    if config.rate_steps and config.rate_steps[0] <= config.warmup_epochs:
+        raise ConfigError(
+            f"config.rate_steps begins with {config.rate_steps[0]}, within the warm-up of "
+            f"{config.warmup_epochs:g} epochs; give later epochs, or a shorter warm-up"
+        )
     if config.schedule == "one_cycle" and config.warmup_epochs:
         raise ConfigError(
             f"config.warmup_epochs is {config.warmup_epochs}, but schedule 'one_cycle' has its own "
@@ -194,6 +200,11 @@ def create_schedule(config: ConfigDict, num_steps: int) -> Schedule:
     [0.0, 0.05, 0.1, 0.05, 0.0]
     """
     warmup = round(config.warmup_epochs * num_steps / config.num_epochs)
+    if warmup >= num_steps:
+        raise ConfigError(
+            f"config.warmup_epochs is {config.warmup_epochs:g}, which takes all {num_steps} steps; "
+            "give less, or more epochs"
+        )
     call = f"jaxcnn.train.SCHEDULES[{config.schedule!r}](config, num_steps)"
     rate = call_entry(SCHEDULES[config.schedule], call, config, num_steps - warmup)
     check_learning_rate(rate, call)
@@ -264,16 +275,23 @@ def _decayed(config: ConfigDict) -> Callable[[Any], Any] | None:
 
 
 def _are_kernels(params: Any) -> Any:
-    """Return a tree of whether each parameter is a kernel, rather than a bias or BatchNorm's."""
-    return jax.tree.map(lambda x: jnp.ndim(x) > 1, params)
+    """Return a tree of whether each parameter is a kernel, rather than a bias or BatchNorm's.
+
+    Of several axes are kernels, embeddings and the like, but also the biases of Flax's attention.
+    """
+
+    def is_kernel(path: Any, x: jax.Array) -> bool:
+        return jnp.ndim(x) > 1 and name_of(path[-1:]) not in ("bias", "scale")
+
+    return jax.tree_util.tree_map_with_path(is_kernel, params)
 
 
 def _matrices(params: Any) -> Any:
     """Return which axes of each parameter are a matrix's rows and columns; None if it is none."""
     from optax import contrib
 
-    def axes(x: jax.Array) -> Any:
+    def axes(x: jax.Array, is_kernel: bool) -> Any:
         last = jnp.ndim(x) - 1
-        return contrib.MuonDimensionNumbers(tuple(range(last)), last) if last > 0 else None
+        return contrib.MuonDimensionNumbers(tuple(range(last)), last) if is_kernel else None
 
-    return jax.tree.map(axes, params)
+    return jax.tree.map(axes, params, _are_kernels(params))

@@ -59,7 +59,8 @@ def train_step(
             probability for each class. Shapes and dtypes are checked, values cannot be while
             compiled: an integer out of range makes the loss NaN.
         weights: [N], 1 for an example and 0 for padding, whose image is any finite one; None if
-            there is no padding. Padding counts neither in the loss nor in BatchNorm's statistics.
+            there is no padding. Padding counts neither in the loss nor in BatchNorm's statistics;
+            each part needs an example, or BatchNorm's are NaN.
         model: maps images to logits; built with the same `axis_name`.
         optimizer: the one that the state was created with.
         loss: maps logits [N, K] and labels to the loss of each example [N].

@@ -49,7 +49,7 @@ def _max_pool_jvp(
         return jax.jvp(partial(xla.max_pool, windows=windows), (images,), (tangent,))[1]
 
     of_cpu: Callable[[jax.Array, jax.Array], jax.Array] = of_xla
-    if windows.tile_the_image:
+    if windows.tile_the_image and math.prod(windows.size) <= _MAX_PIXELS:
         of_cpu = partial(_tile_tangent, windows=windows)
     elif _halves(windows):
         of_cpu = _halving_tangent

@@ -19,6 +19,7 @@ from flax.core import freeze
 from safetensors import safe_open
 
 import jaxcnn
+from conftest import QUICK_TO_COMPILE
 from jaxcnn import (
     VGG,
     Bottleneck,
@@ -52,7 +53,7 @@ CASES = {  # model, shape of the images
     "lenet": (LeNet(), (30, 22, 3)),
     "lenet_modern": (LeNetModern(num_classes=7), (28, 28, 1)),
     "vgg": (SMALL_VGG, (9, 22, 1)),
-    "resnet18": (ResNet18(), (28, 28, 1)),
+    "resnet": (ResNet(((1, 16), (2, 32))), (28, 28, 1)),
     "bottlenecks": (
         ResNet(((1, 16), (1, 32)), block=functools.partial(Bottleneck, groups=2), stem_bias=False),
         (20, 28, 3),
@@ -60,7 +61,7 @@ CASES = {  # model, shape of the images
     "googlenet": (GoogLeNet(arch=(((8, (4, 8), (2, 4), 4),),) * 2), (28, 20, 1)),
     "densenet": (DenseNet(8, 4, arch=(2, 2)), (28, 20, 1)),
 }
-COMPILED = ("lenet", "lenet_modern", "vgg", "resnet18")  # by another process, which takes long
+COMPILED = ("lenet", "lenet_modern", "vgg", "resnet")  # by another process, which takes long
 
 
 def trained_like(model, shape, gain=1.0):
@@ -177,7 +178,8 @@ def test_stablehlo_gives_the_same_logits_without_jaxcnn(tmp_path, run_python):
         model, variables, shape, images, _ = case(name)
         export(tmp_path / f"{name}.stablehlo", model, variables, shape)
         np.save(tmp_path / f"{name}.images.npy", images)
-    done = run_python("-I", "-c", IN_ANOTHER_PROCESS, str(tmp_path), *COMPILED, JAX_PLATFORMS="cpu")
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_TO_COMPILE}
+    done = run_python("-I", "-c", IN_ANOTHER_PROCESS, str(tmp_path), *COMPILED, **flags)
     assert done.returncode == 0, done.stderr
     for name, line in zip(COMPILED, done.stdout.splitlines(), strict=True):
         assert line.startswith(f"{list(NAMES)} cpu cuda tpu resize uint8 images to")

@@ -19,13 +19,13 @@ from jaxcnn.ops.cpu.limits import Limits
 from jaxcnn.train import create_train_state
 
 # Image size, batch and fields of the module. The convolutions are the same on smaller images than
-# d2l's 96 and 224 pixels, and in a ResNet18 without three blocks that repeat the one before;
+# d2l's 96 and 224 pixels, and in a ResNet18 without the four blocks that repeat the one before;
 # dropout would draw another mask in float64. VGG's hidden layers are narrower.
 NETS = {
     "lenet": (28, 64, {}),
     "lenet_modern": (28, 64, {}),
     "vgg": (48, 4, {"hidden_features": 512, "dropout_rate": 0.0}),
-    "resnet18": (48, 4, {"arch": ((2, 64), (1, 128), (1, 256), (1, 512))}),
+    "resnet18": (48, 4, {"arch": ((1, 64), (1, 128), (1, 256), (1, 512))}),
 }
 TABLE: list[str] = []
 

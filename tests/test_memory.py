@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from jaxcnn.layers import flatten, image_by_image
-from jaxcnn.models import VGG, VGGBlock, create_model
+from jaxcnn.models import VGG, ResNet, VGGBlock
 from jaxcnn.ops import conv2d, cpu, map_images, materialize, max_pool, relu
 from jaxcnn.ops.cpu import limits, probe
 from jaxcnn.ops.cpu.limits import Limits
@@ -71,7 +71,7 @@ class Blocks(nn.Module):
     ("model", "replaced", "replacement"),
     [
         (
-            create_model("resnet18"),
+            ResNet(((2, 64),)),
             "jaxcnn.layers.materialize",
             lambda x, implementation: x,
         ),  # centred maps

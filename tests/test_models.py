@@ -235,7 +235,8 @@ def test_a_model_of_other_blocks_is_not_described():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_number_of_classes(name):
-    assert shapes(name, TABLE[name][0], num_classes=7)[0].shape == (2, 7)
+    fields = SHALLOW.get(name, {}) | {"num_classes": 7}
+    assert shapes(name, TABLE[name][0], **fields)[0].shape == (2, 7)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +268,8 @@ def test_without_classes_nin_gives_the_mean_of_what_its_last_block_takes():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_bfloat16_keeps_float32_parameters_and_logits(name):
-    logits, variables = shapes(name, TABLE[name][0], dtype=jnp.bfloat16)
+    fields = SHALLOW.get(name, {}) | {"dtype": jnp.bfloat16}
+    logits, variables = shapes(name, TABLE[name][0], **fields)
     assert logits.dtype == jnp.float32
     assert {x.dtype for x in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
 
@@ -282,12 +284,14 @@ def test_too_small_an_image_is_refused(name, size):
     assert shapes(name, size + 16)[0].shape == (2, 10)
 
 
-@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int32])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, jnp.uint8) for name in MODELS), ("lenet", jnp.int32)]
+)
 def test_pixels_that_nobody_has_scaled_are_refused(name, dtype):
     """At `init` they may be: it asks for their shape alone."""
     size = TABLE[name][0]
-    model, images = create_model(name), jax.ShapeDtypeStruct((2, size, size, 1), dtype)
+    model = create_model(name, **SHALLOW.get(name, {}))
+    images = jax.ShapeDtypeStruct((2, size, size, 1), dtype)
     with jax.numpy_dtype_promotion("standard"):  # as users have it
         variables = jax.eval_shape(model.init, jax.random.key(0), images)
     with pytest.raises(ValueError, match="preprocess makes of uint8"):

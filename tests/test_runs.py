@@ -19,7 +19,6 @@ from conftest import CACHED, UNEVEN, Tiny, small_config
 from jaxcnn.config import get_default_config, smoke, to_settings
 from jaxcnn.data.pipeline import batch_sizes
 from jaxcnn.errors import ConfigError, TrainingError
-from jaxcnn.models import VGG, ResNet
 from jaxcnn.train import Metrics, TrainState, loop, train_and_evaluate
 from jaxcnn.train.parallel import DataParallel
 from jaxcnn.train.prepare import prepare
@@ -335,19 +334,6 @@ def test_the_same_seed_gives_the_same_bits_and_another_others(tiny_config, tmp_p
     tiny_config.seed = 1
     other = train_tiny(tiny_config, tmp_path / "c")
     assert (first.params["Dense_0"]["kernel"] != other.params["Dense_0"]["kernel"]).any()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "model",
-    [VGG(arch=((1, 4), (1, 4)), hidden_features=16), ResNet(arch=((1, 4), (1, 4)))],
-)
-def test_every_kind_of_model_trains(tiny_config, tmp_path, model):
-    tiny_config.update(num_epochs=1, max_train_examples=64, max_test_examples=10)
-    tiny_config.num_devices = 2
-    state = train_and_evaluate(tiny_config, tmp_path, model=model)
-    assert int(state.step) == 2
-    assert bool(state.batch_stats) == isinstance(model, ResNet)
 
 
 def test_a_workdir_in_use_is_refused(tiny_config, tmp_path):

@@ -473,14 +473,11 @@ def trained_over(num_devices, data_parallel, dtype, num_parts):
 @pytest.mark.parametrize(
     ("num_devices", "data_parallel", "dtype", "num_parts"),
     [
-        (2, "pmap", "float64", 1),
         (4, "jit", "float64", 1),
         (8, "pmap", "float64", 1),
-        (8, "jit", "float64", 1),
         (2, "jit", "float64", 4),
         (4, "pmap", "float64", 4),
         (8, "pmap", "float32", 1),
-        (2, "jit", "float32", 1),
     ],
 )
 def test_devices_take_the_steps_of_one(num_devices, data_parallel, dtype, num_parts):

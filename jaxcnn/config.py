@@ -62,7 +62,7 @@ def get_default_config() -> ConfigDict:
     config.final_rate = 0.0  # what is left of the rate at the end of "cosine" and "linear"; 1: all
     config.rate_steps = ()  # after these epochs "steps" divides the rate by 10, such as (30, 60)
     config.momentum = 0.0  # of "sgd", "nesterov" and "muon"; 0 disables it
-    config.weight_decay = 0.0  # joins the gradient; decoupled in "adamw" and "muon"; 0: none
+    config.weight_decay = 0.0  # times the parameter, into its gradient; decoupled in adamw and muon
     config.weight_decay_on = "all"  # parameters, or "kernels": not biases and BatchNorm's
     config.clip_norm = 0.0  # gradients of a larger norm, all together, are scaled to it; 0: never
     config.label_smoothing = 0.0  # share of each label that all classes divide equally
@@ -80,9 +80,8 @@ def get_default_config() -> ConfigDict:
     # Where
     config.num_devices = 0  # devices that each batch is split over; 0: all
     config.data_parallel = "pmap"  # how several devices share a batch, or "jit": XLA divides it
-    config.data_loading = "auto"  # in "memory", as a "stream" from disk, or as their size suggests
+    config.data_loading = "auto"  # images in "memory", as a "stream" from disk, or "auto": by size
     config.steps_per_call = 0  # most steps per call of the program; 0: 1 to 50, about 4 seconds
-    # Of convolution, pooling and ReLU: "auto" is what is fastest on the platform, "xla" XLA's own.
     config.implementation = ""  # "auto": the fastest; "xla": XLA's own; "": $JAXCNN_IMPLEMENTATION
 
     return config.lock()
@@ -376,7 +375,8 @@ def _check_image_size(config: ConfigDict) -> None:
         raise
     except ValueError as error:
         smallest = smallest_image_size(model)
-        advice = f"give {smallest} or more" if smallest else f"{error}"
+        is_small = smallest is not None and config.image_size < smallest
+        advice = f"give {smallest} or more" if is_small else f"{error}"
         raise ConfigError(
             f"config.image_size is {config.image_size}, too small for model {config.model!r}; "
             f"{advice}"

@@ -148,7 +148,7 @@ def joined(program: str) -> Iterator[Callable[[int], int]]:
 
     try:
         yield end
-    except KeyboardInterrupt:  # a signal in training stops all of them, and is none
+    except KeyboardInterrupt:  # before or after training: within it, they agree to stop
         leave(128 + signal.SIGINT)
     except Exception:  # a bug, or another process's end that the runtime did not notice
         traceback.print_exc()

@@ -141,8 +141,10 @@ def _open_record(setup: Setup, workdir: Path | None) -> Record:
         settings = {f"config.{key}": value for key, value in setup.settings.items()}
         facts = settings | {f"the {split} set (SHA-256)": each for split, each in digests.items()}
         facts |= environment | environment["versions"]
-        # Where memory differs, config.data_loading="auto" may.
-        facts |= {"the place of the images (config.data_loading)": _place_of(setup)}
+        # By the memory of each process, which may differ:
+        facts["config.data_loading as chosen here"] = (
+            "stream" if setup.loading.streams else "memory"
+        )
         check_alike({key: value for key, value in facts.items() if key not in _MAY_DIFFER})
     if workdir is None:
         return Unsaved()
@@ -154,10 +156,6 @@ def _open_record(setup: Setup, workdir: Path | None) -> Record:
         if not processes.are_several():
             return record
     return Shared(record, setup.parallel.replicate)
-
-
-def _place_of(setup: Setup) -> str:
-    return "a stream" if setup.loading.streams else "in memory"
 
 
 def _create_display(setup: Setup) -> Display:

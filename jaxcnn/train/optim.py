@@ -277,7 +277,7 @@ def _decayed(config: ConfigDict) -> Callable[[Any], Any] | None:
 def _are_kernels(params: Any) -> Any:
     """Return a tree of whether each parameter is a kernel, rather than a bias or BatchNorm's.
 
-    Of several axes are kernels, embeddings and the like, but also the biases of Flax's attention.
+    Kernels have several axes, and so do embeddings; but so have the biases of Flax's attention.
     """
 
     def is_kernel(path: Any, x: jax.Array) -> bool:

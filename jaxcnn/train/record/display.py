@@ -27,10 +27,10 @@ Means = dict[str, float]
 
 
 class _Console(Console):
-    """Where nobody reads what is shown any more, as after `| head`, it shows nothing."""
+    """A console that goes quiet when its reader has gone, as after `| head`."""
 
     def on_broken_pipe(self) -> None:
-        """Be quiet from now on, where rich would end the process."""
+        """Go quiet; rich would end the process."""
         self.quiet = True
 
 

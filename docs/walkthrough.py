@@ -145,7 +145,7 @@ y
 
 # %% [markdown]
 # 1 where the bar begins, -1 where it ends, 0 elsewhere. Turn the picture on its side, and the
-# kernel finds nothing: it looks for upright edges only.
+# kernel finds nothing: it looks for vertical edges only.
 
 # %%
 jaxcnn.corr2d(x.T, k)
@@ -168,7 +168,7 @@ train = jaxcnn.data.load_fashion_mnist_sample("train")
 boot = jnp.asarray(train.images[np.argmax(train.labels == 9), :, :, 0] / 255.0, jnp.float32)
 show(
     [boot, jaxcnn.corr2d(boot, k), jaxcnn.corr2d(boot, k.T)],
-    ["ankle boot", "upright edges", "level edges"],
+    ["ankle boot", "vertical edges", "horizontal edges"],
     limit=1,
 )
 
@@ -243,8 +243,8 @@ output_shape(jaxcnn.Conv(1, kernel_size=(3, 5), padding=(0, 1), strides=(3, 4)),
 # ### 7.3.4 Exercise: check the last one by hand
 #
 # Height: $\lfloor (8 - 3 + 0)/3 \rfloor + 1 = 2$. Width: $\lfloor (8 - 5 + 2)/4 \rfloor + 1 = 2$.
-# (d2l's solution counts the padding of the width once, as 1, where the layer adds it on
-# both sides, 2. Both round down to 2.)
+# (In d2l's formula, $p$ is the padding of both sides together, so `padding=1` is $p = 2$. With
+# $p = 1$ the result would be the same, by rounding.)
 
 # %%
 (
@@ -312,7 +312,7 @@ float(jnp.abs(y1 - y2).sum()) < 1e-6
 
 # %% [markdown]
 # ## 7.5 Pooling
-# ### 7.5.1 The largest, or the mean
+# ### 7.5.1 Maximum and average pooling
 #
 # The same sliding window without parameters. After the maximum over 2 x 2 pixels, a network does
 # often not mind whether an edge lies a pixel further to the right.
@@ -494,9 +494,9 @@ show([drawing], ["somebody's drawing"])
 #
 # Simonyan and Zisserman (Visual Geometry Group, Oxford, 2014) stopped designing layers one by one
 # and repeated a *block*: some 3 x 3 convolutions with padding, which keep the size, each with its
-# ReLU, then a 2 x 2 maximum, which halves it. Why small kernels? Two 3 x 3 layers see 5 x 5 pixels
-# like one 5 x 5 layer, with fewer parameters and one more ReLU: deep and narrow beats shallow and
-# wide.
+# ReLU, then 2 x 2 max pooling, which halves it. Why small kernels? Two 3 x 3 layers see 5 x 5
+# pixels like one 5 x 5 layer, with fewer parameters and one more ReLU: deep and narrow beats
+# shallow and wide.
 
 # %%
 two = nn.Sequential([jaxcnn.Conv(64, kernel_size=3, use_bias=False) for _ in range(2)])
@@ -600,7 +600,7 @@ plain.print(summary_table(layer_summary(jaxcnn.ResNet18(), (1, 96, 96, 1)), dept
 # full, on all 60,000 pictures of 96 x 96 pixels: `python train.py --config configs/resnet18.py`.)
 #
 # BatchNorm uses each batch's own mean and variance in training and running averages of them in
-# evaluation. They are state that no gradient changes, and `state.batch_stats` carries them.
+# evaluation. They are state that no gradient changes: `resnet.variables["batch_stats"]`, below.
 
 # %% tags=["trained"]
 narrow = jaxcnn.ResNet(arch=((1, 16), (1, 32), (1, 64), (1, 128)))

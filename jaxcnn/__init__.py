@@ -1,7 +1,8 @@
 """The convolutional networks of Dive into Deep Learning, chapters 7 and 8, in JAX and Flax linen.
 
 In reading order: `ops` (pure functions), `layers` and `models` (linen modules), `data`
-(Fashion-MNIST), `train` (the training loop); then `fit` and `load`, and what they give: `Trained`.
+(Fashion-MNIST, and your own), `train` (the training loop); then `fit` and `load`, and what they
+give: `Trained`.
 Each name is imported when it is first used, so that `jaxcnn --help` need not wait for JAX, nor a
 model for TFDS, Orbax or Matplotlib.
 """

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -41,7 +42,7 @@ def get_default_config() -> ConfigDict:
     # On what
     config.dataset = "fashion_mnist"  # or folder:PATH, idx:PATH, tfds:NAME; see docs/data.md
     config.data_dir = ""  # TFDS's data directory; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets
-    config.data_source = ""  # folder with the published files; "": Debian's package, else download
+    config.data_source = ""  # Fashion-MNIST's published files; "": Debian's package, else download
     config.image_size = 28  # pixels; images are resized to this square
     config.aspect_ratio = "crop"  # of pictures: "crop" the middle, "pad" with black or "stretch"
     config.normalization = "none"  # or "per_channel": by mean and deviation of the training set
@@ -52,21 +53,21 @@ def get_default_config() -> ConfigDict:
     # How
     config.batch_size = 128  # examples per step, over all devices
     config.gradient_accumulation_steps = 1  # parts of a batch, one at a time, for less memory
-    config.recompute = False  # blocks' maps again in the backward pass: less memory, more time
+    config.recompute = False  # recompute feature maps in the backward pass: less memory, more time
     config.last_batch = "smaller"  # if not full: "smaller", or "merged" with the one before it
     config.num_epochs = 10  # passes over the training set
     config.optimizer = "sgd"  # a key of jaxcnn.train.OPTIMIZERS
     config.learning_rate = 0.1  # the base rate, which the schedule may vary
     config.schedule = "constant"  # of the learning rate: a key of jaxcnn.train.SCHEDULES
-    config.warmup_epochs = 0.0  # the rate first rises from 0 over so many epochs; 0: at once
+    config.warmup_epochs = 0.0  # the rate first rises from 0 over so many epochs; 0: no warm-up
     config.final_rate = 0.0  # what is left of the rate at the end of "cosine" and "linear"; 1: all
     config.rate_steps = ()  # after these epochs "steps" divides the rate by 10, such as (30, 60)
     config.momentum = 0.0  # of "sgd", "nesterov" and "muon"; 0 disables it
-    config.weight_decay = 0.0  # times the parameter, into its gradient; decoupled in adamw and muon
+    config.weight_decay = 0.0  # times the parameter, added to its gradient; adamw, muon: decoupled
     config.weight_decay_on = "all"  # parameters, or "kernels": not biases and BatchNorm's
-    config.clip_norm = 0.0  # gradients of a larger norm, all together, are scaled to it; 0: never
+    config.clip_norm = 0.0  # largest norm of all gradients together, which are scaled to it; 0: any
     config.label_smoothing = 0.0  # share of each label that all classes divide equally
-    config.class_weights = "none"  # in the loss, or "balanced": those of rare classes larger
+    config.class_weights = "none"  # or "balanced": rare classes weigh more in the loss
     config.ema_decay = 0.0  # of the moving average of the weights that is evaluated; 0: none
     config.augmentation = "none"  # or such as "shift:2, flip", of jaxcnn.data.AUGMENTATIONS
     config.mixing = "none"  # of two images and their labels: "mixup:0.2" or "cutmix:1.0"
@@ -352,6 +353,12 @@ def _check_devices(num_devices: int) -> None:
         raise ConfigError(
             f"config.num_devices is {num_devices}, but there are {jax.device_count()} "
             f"({jax.default_backend()}); give at most that many, or 0 for all"
+        )
+    counts = Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1:
+        raise ConfigError(
+            "the processes of a run need as many devices each, and have "
+            f"{', '.join(f'{counts[i]}' for i in sorted(counts))}; start them alike"
         )
     if jax.process_count() > 1 and 0 < num_devices < jax.device_count():
         raise ConfigError(

@@ -45,12 +45,24 @@ def local_path(path: str | os.PathLike[str], name: str) -> Path:
             f"{name} must be a path of this machine, got {text!r}; copy or mount what is elsewhere"
             + (f" (accepted there: {', '.join(STORES)})" if name == "workdir" else "")
         )
+    path = Path(text)
+    if not text.startswith("~"):
+        return absolute_if_home(path)  # './~a' is a file in this folder
     try:
-        return Path(text).expanduser()
+        return path.expanduser()
     except RuntimeError:
         raise ConfigError(
             f"{name} is {text!r}, but that home folder is not known; give the whole path"
         ) from None
+
+
+def absolute_if_home(path: Path) -> Path:
+    """Return a path of this folder that begins with '~' as an absolute one, any other as it is.
+
+    >>> absolute_if_home(Path("~a")).is_absolute(), absolute_if_home(Path("a~"))
+    (True, PosixPath('a~'))
+    """
+    return path.absolute() if f"{path}".startswith("~") else path
 
 
 def run_path(path: str | os.PathLike[str], name: str) -> Path:
@@ -105,6 +117,8 @@ def check_output(
         if os.path.lexists(file) and not (force and file.is_file()):
             replace = f", or {how_to_force} to replace it" if file.is_file() else ""
             raise ConfigError(f"{given} exists; give another name{replace}")
+        with contextlib.suppress(FileNotFoundError):
+            _unfinished(file).lstat()  # fails if its name is too long
         with tempfile.TemporaryFile(dir=file.parent):
             return file
     except OSError as error:
@@ -121,7 +135,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     >>> path.read_text()
     'done'
     """
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = _unfinished(path)
     try:
         with unfinished.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -131,6 +145,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     finally:
         unfinished.unlink(missing_ok=True)
     sync([path.parent])
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.unfinished")
 
 
 def sync(paths: Iterable[Path]) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def fit(
     learning_rate: float = _RATE,
     seed: int = 0,
     workdir: str | Path | None = None,
-    init_from: Trained | None = None,
+    init_from: Trained | Mapping[str, Any] | None = None,
     freeze: Sequence[str] = (),
     loggers: Sequence[Logger] = (),
     **settings: Any,
@@ -67,13 +67,15 @@ def fit(
         epochs: passes over the training set.
         batch_size: examples per step.
         optimizer: an Optax transformation, or a key of `jaxcnn.train.OPTIMIZERS`; by default
-            gradient descent.
+            gradient descent. A transformation has its own schedule, momentum, weight decay and
+            clipping: settings of those are for the keys.
         learning_rate: of an optimizer that is not a transformation, which has its own.
         seed: of weights, order, dropout and augmentation.
         workdir: folder that keeps the run, with checkpoints to resume from if the same call is
             made again; None to keep nothing.
-        init_from: a trained model to start from: every array of the same name and shape is taken,
-            as all but the last layer's are where the number of classes differs.
+        init_from: a trained model to start from, or variables {'params': ..., 'batch_stats': ...},
+            such as `jaxcnn.interop.from_torchvision` returns: every array of the same name and
+            shape is taken, as all but the last layer's are where the number of classes differs.
         freeze: names of modules or arrays that stay as they are (see `Trained.variables`), such as
             'b1_conv'; BatchNorm layers in them normalize by their running averages.
         loggers: take the results of each epoch, too; see `jaxcnn.train.loggers`.
@@ -133,12 +135,19 @@ def _check_arguments(init_from: Any, freeze: Any, settings: dict[str, Any]) -> N
     for key, argument in _ARGUMENTS.items():
         if key in settings:
             raise ConfigError(f"fit has no argument {key}=; give {argument}")
-    if not isinstance(init_from, Trained | None):
+    if not isinstance(init_from, Trained | None) and not _are_variables(init_from):
         raise ConfigError(
-            f"init_from is a {type(init_from).__name__}; give what jaxcnn.load returns"
+            f"init_from is a {type(init_from).__name__}; give what jaxcnn.load returns, or a dict "
+            "{'params': ..., 'batch_stats': ...} of arrays"
         )
     if isinstance(freeze, str):
         raise ConfigError(f"freeze is {freeze!r}; it must be a list of names, as [{freeze!r}]")
+
+
+def _are_variables(given: Any) -> bool:
+    if not isinstance(given, Mapping) or not isinstance(given.get("params"), Mapping):
+        return False
+    return all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(dict(given)))
 
 
 def _datasets(train: Any, test: Any) -> tuple[Any, Any]:
@@ -202,29 +211,37 @@ def _size(shape: Sequence[int]) -> int:
     return int(shape[1])
 
 
-def _prepare_transfer(setup: Setup, init_from: Trained | None, frozen: tuple[str, ...]) -> Setup:
+def _prepare_transfer(
+    setup: Setup, init_from: Trained | Mapping[str, Any] | None, frozen: tuple[str, ...]
+) -> Setup:
     """Return the setup with the arrays to start from, and with the frozen parts frozen."""
     settings = dict(setup.settings)
     if init_from is not None:
         state = setup.state
-        variables, new = transfer(init_from.variables, state.current)
-        print(f"starting from {init_from.title}; new: {', '.join(new) or 'nothing'}")
-        was, now = (describe_normalization(model) for model in (init_from.model, setup.model))
+        if isinstance(init_from, Trained):
+            given, title = init_from.variables, init_from.title
+            was, now = (describe_normalization(model) for model in (init_from.model, setup.model))
+        else:
+            given, title, was, now = dict(init_from), "the given variables", "", ""
+        variables, new = transfer(given, state.current)
+        print(f"starting from {title}; new: {', '.join(new) or 'nothing'}")
         if was != now:
             print(f"note: its images were normalized otherwise: {was}; now: {now}")
         state = state.replace(**setup.parallel.replicate(variables))
         if state.ema:
             state = state.replace(ema=setup.parallel.replicate(variables))
-        settings["init_from"] = digest(init_from.variables)
+        settings["init_from"] = digest(given)
         setup = dataclasses.replace(setup.starting_from(state), settings=settings)
-    if not frozen:
+    if frozen:
+        check_frozen(frozen, setup.shapes.current)
+        setup = dataclasses.replace(
+            setup,
+            model=PartlyFrozen(setup.model, frozen, axis_name=setup.parallel.axis_name),
+            optimizer=freeze_updates(setup.optimizer, frozen),
+            settings=settings | {"freeze": list(frozen)},
+        )
+    if init_from is None and not frozen:
         return setup
-    check_frozen(frozen, setup.shapes.current)
-    optimizer = freeze_updates(setup.optimizer, frozen)
-    opt_state = setup.parallel.replicate(jax.jit(optimizer.init)(setup.state.params))
-    return dataclasses.replace(
-        setup.starting_from(setup.state.replace(opt_state=opt_state)),
-        model=PartlyFrozen(setup.model, frozen, axis_name=setup.parallel.axis_name),
-        optimizer=optimizer,
-        settings=settings | {"freeze": list(frozen)},
-    )
+    # An optimizer's state may begin with the parameters, as that of `optax.contrib.prodigy` does.
+    opt_state = setup.parallel.replicate(jax.jit(setup.optimizer.init)(setup.state.params))
+    return setup.starting_from(setup.state.replace(opt_state=opt_state))

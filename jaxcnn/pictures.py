@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxcnn.errors import DataError, first_line
+from jaxcnn.files import absolute_if_home
 from jaxcnn.machine import count_cores
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -32,8 +33,10 @@ def find_pictures(path: Path) -> list[Path]:
         if not path.exists():
             raise DataError(f"there is no file or folder {str(path)!r}")
         return [path]
-    visible = (file for file in path.iterdir() if not file.name.startswith("."))
-    found = sorted(file for file in visible if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = (absolute_if_home(file) for file in path.iterdir())
+    visible = (file for file in files if not file.name.startswith("."))
+    pictures = (file for file in visible if file.suffix.lower() in SUFFIXES and file.is_file())
+    found = sorted(pictures, key=lambda file: file.name)
     if not found:
         raise DataError(f"the folder {str(path)!r} has no pictures ({', '.join(SUFFIXES)})")
     return found
@@ -55,7 +58,8 @@ def read_picture(path: Path, channels: int) -> np.ndarray:
     """
     if channels not in _MODES:
         raise DataError(
-            f"pictures give 1 or 3 channels, and the model takes {channels}; give predict an array"
+            f"pictures give 1 or 3 channels, and the model takes {channels}; "
+            "give predict an array, in Python"
         )
     with _refuse_large():
         return _read(path, str(path), channels)
@@ -253,8 +257,9 @@ def _read(source: Path | bytes, name: str, channels: int | None) -> np.ndarray:
 
 
 def _as_array(image: Image.Image, name: str, channels: int | None) -> np.ndarray:
-    image = ImageOps.exif_transpose(image)
-    if image.mode in _SIXTEEN_BITS or (image.mode == "I" and image.format == "PNG"):
+    is_sixteen = image.mode in _SIXTEEN_BITS or (image.mode == "I" and image.format == "PPM")
+    image = ImageOps.exif_transpose(image)  # which forgets the format
+    if is_sixteen:
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise DataError(

@@ -27,7 +27,7 @@ from jaxcnn.data.fashion_mnist import FASHION_MNIST
 from jaxcnn.data.split import split_validation
 from jaxcnn.errors import ConfigError, DataError
 from jaxcnn.files import local_path, run_path
-from jaxcnn.inspect.figures import curves_figure, curves_png
+from jaxcnn.inspect.figures import curves_figure, curves_png, save_figure
 from jaxcnn.models import (
     MODELS,
     Normalized,
@@ -141,7 +141,7 @@ class Trained:
         if _are_paths(images):
             return self._predict_files(images, batch_size)
         array = self._as_images(images)
-        return Predictions(softmax(self.logits(array, batch_size)), self._names)
+        return Predictions(softmax(self.logits(array, batch_size)), self.output_names)
 
     def read_picture(self, path: str | Path) -> np.ndarray:
         """Read a picture file, and make a square of it if the pictures of the run became such.
@@ -159,7 +159,7 @@ class Trained:
         picture = read_picture(file, self.image_shape[2])
         if not has_pictures(self.config.dataset):
             return picture
-        return fit_picture(picture, self.image_shape[0], str(path), self.config.aspect_ratio)
+        return fit_picture(picture, self.image_shape[0], str(path), self._aspect_ratio)
 
     def logits(self, images: np.ndarray, batch_size: int = 128) -> np.ndarray:
         """Return the logits of images, prepared as those of the run were.
@@ -172,7 +172,7 @@ class Trained:
             Floating point [N, C].
         """
         if len(images) == 1:
-            return np.asarray(self._program(self.variables, images))
+            return np.asarray(self._program(self.variables, np.asarray(images)))
         found: list[np.ndarray] = []
         call = None
         for start in range(0, len(images), batch_size):
@@ -200,8 +200,9 @@ class Trained:
                 f"trained on {_listed(self.class_names)}; give one with the same"
             )
         self._check_channels(dataset.images, "data.images")
-        logits = self.logits(dataset.images, self.config.batch_size)
-        return evaluate_logits(logits, dataset.labels, self._names)
+        part = -(-self.config.batch_size // self.config.gradient_accumulation_steps)
+        logits = self.logits(dataset.images, part)
+        return evaluate_logits(logits, dataset.labels, self.output_names)
 
     def plot(self, path: str | Path | None = None) -> "Figure":
         """Return the curves of loss and accuracy as a figure of Matplotlib.
@@ -216,7 +217,7 @@ class Trained:
             raise ConfigError("there are no curves yet: the run has not finished an epoch")
         figure = curves_figure(self.history, self.title)
         if path is not None:
-            figure.savefig(local_path(path, "path"))
+            save_figure(figure, local_path(path, "path"))
         return figure
 
     def export(self, path: str | Path, names: str | None = None, *, force: bool = False) -> Path:
@@ -248,8 +249,14 @@ class Trained:
             dtype=DTYPES[self.config.dtype],
             names=names,
             test_augmentation=self.config.test_augmentation,
+            aspect_ratio=self._aspect_ratio,
             force=force,
         )
+
+    @property
+    def _aspect_ratio(self) -> str:
+        """How pictures become squares: those of arrays are only resized."""
+        return self.config.aspect_ratio if has_pictures(self.config.dataset) else "stretch"
 
     @property
     def title(self) -> str:
@@ -273,14 +280,14 @@ class Trained:
         if not is_dataset(config.dataset):
             raise ConfigError(
                 f"the run was made with {config.dataset!r}, which is not in jaxcnn.data.DATASETS; "
-                "give the data set itself: evaluate(dataset)"
+                "give the data set itself, in Python: trained.evaluate(dataset)"
             )
         if self.digests and split not in self.digests:
             raise ConfigError(
                 f"the run has no {split} set; it has: {', '.join(map(repr, self.digests))}"
             )
         dataset = self._load(split)
-        if self.digests.get(split, dataset.digest()) != dataset.digest():
+        if split in self.digests and self.digests[split] != dataset.digest():
             raise ConfigError(
                 f"the {split} set of {config.dataset} is not the one of the run any more (see its "
                 "run.json); to evaluate on it all the same, give it as an object"
@@ -345,14 +352,14 @@ class Trained:
         given = [paths] if isinstance(paths, str | Path) else list(paths)
         files = [file for path in given for file in find_pictures(local_path(path, "path"))]
         pictures = [self.read_picture(file) for file in files]
-        logits = np.zeros((len(files), len(self._names)), np.float32)
+        logits = np.zeros((len(files), len(self.output_names)), np.float32)
         for shape in {picture.shape for picture in pictures}:  # a program for each size
             alike = [i for i, picture in enumerate(pictures) if picture.shape == shape]
             logits[alike] = self.logits(np.stack([pictures[i] for i in alike]), batch_size)
-        return Predictions(softmax(logits), self._names, tuple(files))
+        return Predictions(softmax(logits), self.output_names, tuple(files))
 
     @cached_property
-    def _names(self) -> tuple[str, ...]:
+    def output_names(self) -> tuple[str, ...]:
         """A name for each logit: there may be more logits than classes."""
         images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
         logits = jax.eval_shape(partial(self.model.apply, train=False), self.variables, images)
@@ -499,7 +506,7 @@ def _restore(checkpoints: Checkpoints, which: str | int, folder: Path) -> TrainS
     if step is None:
         raise ConfigError(
             f"the run in {str(folder)!r} has no checkpoint of an evaluated epoch; which='last' "
-            "takes the newest"
+            "(--which last) takes the newest"
         )
     if isinstance(step, bool) or not isinstance(step, int):
         raise ConfigError(f"which is {which!r}; it must be 'best', 'last' or the number of a step")
@@ -508,8 +515,8 @@ def _restore(checkpoints: Checkpoints, which: str | int, folder: Path) -> TrainS
     except DamagedCheckpointError as error:
         there = ", ".join(map(str, checkpoints.steps))
         raise DataError(
-            f"the checkpoint of step {step} in {str(folder)!r} is damaged ({error}); which= takes "
-            f"another: {there}"
+            f"the checkpoint of step {step} in {str(folder)!r} is damaged ({error}); which= "
+            f"(--which) takes another: {there}"
         ) from error
 
 

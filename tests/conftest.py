@@ -42,6 +42,11 @@ from jaxcnn.data.fashion_mnist import DEBIAN_FOLDER, load_fashion_mnist
 from jaxcnn.layers import BatchNorm, Dense, flatten
 from jaxcnn.ops import cpu
 from jaxcnn.ops.cpu import programs
+from jaxcnn.train.record import environment
+
+# Each of the many runs here records the commit and the versions, and none of them changes.
+environment._commit = functools.cache(environment._commit)
+environment._version = functools.cache(environment._version)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

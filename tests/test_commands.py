@@ -130,6 +130,14 @@ def test_a_confusion_matrix_that_is_too_wide_gives_way_to_the_mistakes():
     assert max(map(len, out)) <= 80
 
 
+def test_most_frequent_mistakes_come_first_and_what_never_happens_not_at_all():
+    labels = np.array([0, 0, 0, 1, 1, 2, 2, 2])
+    predicted = np.array([1, 1, 0, 0, 1, 2, 0, 0])
+    evaluation = evaluate_logits(np.eye(60)[predicted], labels, tuple(f"c{i}" for i in range(60)))
+    rows = [line.split() for line in list(evaluate._confusion(evaluation))[2:]]
+    assert rows == [["c0", "c1", "2"], ["c2", "c0", "2"], ["c1", "c0", "1"]]
+
+
 # predict
 
 
@@ -392,6 +400,27 @@ def test_a_sheet_has_ten_images_of_each_class_in_rows():
         data.draw_samples(Dataset(images[..., :2], labels, names))
 
 
+def test_names_with_a_tilde_and_of_any_bytes(run, pictures, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("~0.png", os.fsdecode(b"caf\xe9.png")):
+        shutil.copy(pictures / "0.png", name)
+    status, out, err = call("predict", run, ".")
+    assert (status, err, len(out)) == (0, [], 4)
+    assert [line.split()[0] for line in out[2:]] == ["caf\\udce9.png", "~0.png"]
+    status, out, err = call("predict", run, "./~0.png")
+    assert (status, err, Path(out[0]).name) == (0, [], "~0.png")
+
+
+def test_more_logits_than_classes_have_columns_too(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "999")
+    best = [(f"logit {i} (no class)", 0.1) for i in range(12)]
+    names = tuple(name for name, _ in best)
+    header, row = predict._rows([(Path("a.png"), best)], [Path("a.png")], names, 12)
+    assert header.index("12th") == row.index("logit 11")
+    assert predict._headings(23)[-4:] == ["20th", "21st", "22nd", "23rd"]
+    assert predict._headings(13)[-4:] == ["10th", "11th", "12th", "13th"]
+
+
 # summary, info
 
 
@@ -442,6 +471,7 @@ def test_help_has_an_example_and_fits_the_terminal(call, name):
     [
         ("evalute runs", "jaxcnn: unknown command 'evalute' (did you mean 'evaluate'?)"),
         ("--frobnicate", "jaxcnn: "),
+        ("--verbose train --config lenet", "jaxcnn: unexpected argument '--verbose'"),
         ("evaluate", "jaxcnn evaluate: the following arguments are required: RUN"),
         ("evaluate RUN --jso", "jaxcnn evaluate: unexpected argument '--jso'"),
         ("evaluate RUN --split both", "jaxcnn evaluate: argument --split: invalid choice"),
@@ -463,6 +493,10 @@ def test_help_has_an_example_and_fits_the_terminal(call, name):
         ("data fashionmnist", "(did you mean 'fashion_mnist'?)"),
         ("data fashion_mnist --data-source none", "data source 'none' is not a folder"),
         ("data fashion_mnist_sample -o FOLDER/x.jpg", "must end in .png"),
+        ("data fashion_mnist_sample --image-size 96", "are resized while training"),
+        ("data folder:FOLDER --image-size 0", "--image-size is 0; it must be at least 1"),
+        ("predict RUN FOLDER", "has no pictures"),
+        ("summary lenet --depth 0", "jaxcnn summary: --depth is 0; it must be at least 1"),
         ("summary resnet81", "jaxcnn summary: unknown model 'resnet81' (did you mean"),
         ("summary vgg11", "vgg11 takes images of 32 pixels or more, got 28; give a larger --input"),
         ("info now", "jaxcnn info: unexpected argument 'now'"),

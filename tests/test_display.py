@@ -14,6 +14,7 @@ from rich.console import Console
 from jaxcnn.errors import StoppedError
 from jaxcnn.inspect import plot_curves
 from jaxcnn.train.record import display as display_module
+from jaxcnn.train.record import notebook
 from jaxcnn.train.record.display import Display
 
 ROW = {
@@ -133,6 +134,36 @@ def test_a_terminal_that_is_gone_takes_nothing_with_it():
         raise StoppedError("saved", signal.SIGHUP)
     with display.compiling():
         display.print("a line")
+
+
+def test_names_are_printed_as_they_are():
+    """Neither as rich's markup, nor as its names of pictures."""
+    out = io.StringIO()
+    with Display(8, 2, Console(file=out, width=80)) as display:
+        display.print("folder:cat: 60 [b]training[/b] images :dog:")
+    assert out.getvalue() == "folder:cat: 60 [b]training[/b] images :dog:\n"
+
+
+def test_letters_that_the_output_has_not_do_not_stop_a_run():
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with Display(8, 2, Console(file=out, width=80)) as display:
+        display.print("runs/été")
+
+
+def test_a_run_that_resumes_in_a_notebook_shows_its_earlier_epochs(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(notebook, "curves_png", lambda rows: drawn.append(list(rows)) or b"")
+    monkeypatch.setattr(notebook.NotebookDisplay, "_show", lambda *_: None)
+    with notebook.NotebookDisplay(8, 4) as display:
+        display.resume([{"epoch": 1, "train_loss": 2.0}, {"epoch": 2, "train_loss": 1.0}])
+        display.epoch(3, 6, 10.0, {"train": {"loss": 0.5}})
+    assert [row["train_loss"] for row in drawn[-1]] == [2.0, 1.0, 0.5]
+
+
+@pytest.mark.parametrize("title", ["vgg on folder:price_$/cost_$", "vgg on folder:猫"])
+def test_a_title_may_have_any_letters(tmp_path, title):
+    plot_curves([ROW], tmp_path / "curves.png", title)
+    assert (tmp_path / "curves.png").exists()
 
 
 @pytest.mark.parametrize("epochs", [1, 10])

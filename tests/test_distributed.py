@@ -1,18 +1,24 @@
 """The flags of a run of several processes, their last words, and the examples for schedulers."""
 
 import re
+import signal
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
 import yaml
 
-from conftest import ROOT
+from conftest import ROOT, Tiny, small_config
 from jaxcnn.cli.distributed import Place, check_place
 from jaxcnn.cli.last_words import summarize
+from jaxcnn.config import check_values, get_default_config
 from jaxcnn.errors import ConfigError
 from jaxcnn.train import processes
+from jaxcnn.train.prepare import prepare
 from jaxcnn.train.record.shared import check_alike
 
 EXAMPLES = ROOT / "docs/examples"
@@ -109,6 +115,42 @@ def test_everything_else_is_copied():
             [sys.executable, "-S", "-E", script, "train.py"], input=output, capture_output=True
         )
         assert (done.stderr, done.returncode) == (output, 0)
+
+
+def test_a_report_that_ends_nothing_is_copied_and_signals_are_for_another():
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "jaxcnn/cli")!r})
+import last_words
+last_words._REPORT_SECONDS = 0.0
+last_words.main("train.py")
+"""
+    helper = subprocess.Popen(
+        [sys.executable, "-S", "-E", "-c", code], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    warning = b"W1127 01:34:23.985415   20928 coordination_service.cc:1549] of something else\n"
+    for line in (warning, b"a line\n"):
+        helper.stdin.write(line)
+        helper.stdin.flush()
+        assert helper.stderr.readline() == line  # while there may be more
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"):
+        helper.send_signal(getattr(signal, name))
+    assert helper.communicate(b"the last") == (None, b"the last")
+    assert helper.returncode == 0
+
+
+def test_processes_need_as_many_devices_each(monkeypatch):
+    devices = [SimpleNamespace(process_index=i) for i in (0, 0, 1, 2)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    with pytest.raises(ConfigError, match=r"as many devices each, and have 2, 1, 1; start them"):
+        check_values(get_default_config())
+
+
+def test_all_processes_begin_with_the_weights_of_the_first(monkeypatch):
+    monkeypatch.setattr(processes, "are_several", lambda: True)
+    monkeypatch.setattr(processes, "share_arrays", lambda tree: jax.tree.map(np.zeros_like, tree))
+    state = prepare(small_config(), model=Tiny()).state
+    assert not any(x.any() for x in jax.tree.leaves(state.params))
 
 
 @pytest.mark.parametrize(

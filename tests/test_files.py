@@ -8,7 +8,7 @@ import pytest
 from conftest import Tiny, small_config
 from jaxcnn.data import load_fashion_mnist
 from jaxcnn.errors import ConfigError
-from jaxcnn.files import local_path
+from jaxcnn.files import check_output, local_path, write_atomically
 from jaxcnn.interop import load_state_dict, save_state_dict
 from jaxcnn.train import loop, train_and_evaluate
 from jaxcnn.train.record.checkpoint import Checkpoints
@@ -34,6 +34,17 @@ def test_the_home_folder_is_that_of_the_user(monkeypatch, tmp_path):
     assert local_path(Path("~"), "workdir") == tmp_path
     for path in ("runs/~/lenet", "a:b/c", "C:/runs", "/tmp/x", "."):
         assert local_path(path, "workdir") == Path(path)
+    assert local_path("./~runs", "workdir") == Path.cwd() / "~runs"
+
+
+@pytest.mark.parametrize("length", [243, 244])
+def test_a_name_that_is_too_long_for_what_is_not_finished_is_refused_at_once(tmp_path, length):
+    path = tmp_path / ("x" * length)
+    if length == 244:
+        with pytest.raises(ConfigError, match="File name too long"):
+            check_output(path, force=False)
+    else:
+        write_atomically(check_output(path, force=False), "content")
 
 
 def test_what_is_in_the_home_folder_is_found_there(monkeypatch, tmp_path):

@@ -402,7 +402,7 @@ def test_the_same_pixels_are_told(tmp_path, capsys):
         from_folder(root)
         assert capsys.readouterr().err == (
             "note: 1 image of test with the same pixels as one of train, so that test results "
-            "flatter: 'test/a/again.bmp' as 'train/a/first.png'\n"
+            "are too good: 'test/a/again.bmp' as 'train/a/first.png'\n"
         )
     save(root / "test" / "b" / "third.png", pixels=same)
     from_folder(root)

@@ -77,7 +77,9 @@ def test_sixteen_bits_keep_the_upper_eight(tmp_path):
     numbers = RNG.integers(0, 2**16, (5, 7), np.uint16)
     Image.fromarray(numbers).save(tmp_path / "deep.png")
     Image.fromarray(numbers).save(tmp_path / "deep.tif")
-    for name in ("deep.png", "deep.tif"):
+    header = b"P5 7 5 65535\n"
+    (tmp_path / "deep.pgm").write_bytes(header + numbers.astype(">u2").tobytes())
+    for name in ("deep.png", "deep.tif", "deep.pgm"):
         np.testing.assert_array_equal(read_picture(tmp_path / name, 1)[..., 0], numbers >> 8)
 
 

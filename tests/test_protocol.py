@@ -41,7 +41,7 @@ def colored(count, size=8, class_names=("dark", "bright")):
 
 @pytest.mark.slow
 def test_a_run_of_objects_alone_trains_and_is_recorded_as_theirs(tmp_path):
-    config = small_config(batch_size=8, num_devices=2, num_epochs=5)
+    config = small_config(batch_size=8, num_devices=2, num_epochs=5, momentum=0.0)
     objects = {"optimizer": optax.adam(0.02), "train": colored(40), "test": colored(20)}
     state = train_and_evaluate(config, tmp_path, model=Tiny(), **objects)
     assert int(state.step) == 25
@@ -208,6 +208,38 @@ def test_padding_that_would_count_in_batch_statistics_is_refused(changes, what):
     prepare(small_config(num_devices=2), model=FlaxBatchNorm())  # without padding
 
 
+def test_a_model_whose_train_has_no_default_may_be_padded():
+    class Mine(nn.Module):
+        @nn.compact
+        def __call__(self, images, train):
+            return Dense(10)(flatten(BatchNorm(use_running_average=not train)(images)))
+
+    prepare(small_config(gradient_accumulation_steps=3), model=Mine())
+
+
+def test_logits_of_a_higher_precision_than_the_images_are_refused():
+    class Double(nn.Module):
+        @nn.compact
+        def __call__(self, images, train=False):
+            return Dense(10)(flatten(images)).astype(jnp.float64)
+
+    with jax.enable_x64(True):
+        check_model(Double(), (28, 28, 1), 10, dtype=jnp.float64)
+        with pytest.raises(ConfigError, match="logits of float64 for images of float32; they must"):
+            check_model(Double(), (28, 28, 1), 10)
+
+
+def test_a_field_of_another_meaning_may_be_called_dtype():
+    class Mine(nn.Module):
+        dtype: str = "fast"
+
+        @nn.compact
+        def __call__(self, images, train=False):
+            return Dense(10)(flatten(images))
+
+    assert prepare(small_config(), model=Mine()).described is None
+
+
 @pytest.mark.slow
 def test_logits_of_lower_precision_are_accepted(tmp_path):
     class Half(nn.Module):
@@ -263,7 +295,7 @@ class Seen(dict):
 )
 def test_an_optimizer_that_does_not_fit_is_refused_in_one_line(optimizer: Any, message):
     with pytest.raises(ConfigError, match=message) as error:
-        prepare(small_config(), model=Tiny(), optimizer=optimizer)
+        prepare(small_config(momentum=0.0), model=Tiny(), optimizer=optimizer)
     assert "\n" not in str(error.value)
 
 

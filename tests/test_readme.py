@@ -1,15 +1,21 @@
 """The README's promises: its Python runs, and what it names exists."""
 
+import importlib
 import re
 import shlex
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+import jaxcnn
 from conftest import QUICK_TO_COMPILE, ROOT
 from jaxcnn.cli.main import main
-from jaxcnn.config import get_default_config
+from jaxcnn.config import get_default_config, validate_config
+from jaxcnn.export import export_model
+from jaxcnn.models import LeNet
 
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
@@ -61,6 +67,51 @@ def test_commands_on_pictures_of_ones_own_run(tmp_path, monkeypatch, capsys):
             assert float(accuracy[1]) > 0.9
         if arguments[0] == "predict":
             assert capsys.readouterr().out.split()[1].startswith("cat")
+
+
+def examples_of(name):
+    text = (ROOT / "docs" / name).read_text()
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def test_examples_of_objects_of_ones_own_run(tmp_path, capsys):
+    code = "\n".join(each for each in examples_of("own.md") if "torchvision" not in each)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as users have
+        exec(code.replace("/tmp/", f"{tmp_path}/"), {"__name__": "own"})
+    assert "'loss': " in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_examples_of_exported_files_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.full((40, 30, 3), 200, np.uint8)).save("shirt.png")
+    model, names = LeNet(), [f"class {i}" for i in range(10)]
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    for suffix in ("onnx", "stablehlo"):
+        path = f"lenet.{suffix}"
+        export_model(path, model, variables, image_shape=(28, 28, 1), class_names=names)
+    exec("\n".join(examples_of("export.md")), {"__name__": "export"})
+    name, preprocessing, label = capsys.readouterr().out.splitlines()
+    assert name == f"class {label}"
+    assert preprocessing.startswith("resize uint8 images to 28 x 28")
+
+
+def test_an_example_of_a_recipe_is_accepted():
+    (code,) = examples_of("settings.md")
+    names = {}
+    exec(code, names)
+    validate_config(names["get_config"]())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_names_of_jaxcnn_exist(document):
+    names = re.findall(r"(?<![\w/.])jaxcnn((?:\.[A-Za-z_]\w*)+)(?!\w*/)", document.read_text())
+    for name in {name for name in names if not name.endswith((".py", ".json"))}:
+        found = jaxcnn
+        for part in name[1:].split("."):
+            if not hasattr(found, part):
+                found = importlib.import_module(f"{found.__name__}.{part}")
+            else:
+                found = getattr(found, part)
 
 
 def test_it_is_short():

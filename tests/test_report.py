@@ -31,6 +31,7 @@ from jaxcnn.report.collect import (
     Mistake,
     Run,
     collect,
+    data_note,
     describe_environment,
     describe_results,
     name_runs,
@@ -310,6 +311,23 @@ def test_time_and_speed_are_of_the_whole_run():
     assert results["Images per second"] == "20 in training"
     rows[0] = rows[0] | {"validation_seconds": 10.0}
     assert describe_results(make_run(rows=rows))["Time"] == "0:03:38"
+    run = make_run(rows=rows)
+    run.record["result"] = {"test": {"test_accuracy": 0.5, "test_seconds": 60.0, "epoch": 1}}
+    assert describe_results(run)["Time"] == "0:04:38"
+
+
+def test_it_is_said_if_figures_do_not_compare():
+    one, other = make_run(), make_run()
+    assert data_note([one, other]) == ""
+    other.record["data"] = {"test": "1"}
+    assert "so their figures and curves do not compare" in data_note([one, other])
+    assert "The curves are of different test images" in data_note([one, other], are_alike=True)
+    for run, size in ((one, 32), (other, 64)):
+        run.record["config"].update(dataset="folder:pictures", image_size=size)
+    assert "were made squares in different ways" in data_note([one, other])
+    for run, digest in ((one, "0"), (other, "1")):
+        run.record["data"] = {"test": "0", "validation": digest}
+    assert "different validation images" in data_note([one, other])
 
 
 # --- Odd runs ---
@@ -376,6 +394,12 @@ def test_another_data_set_takes_the_place_of_one_that_is_not_there(run, trained,
     test = jaxcnn.data.load_fashion_mnist_sample("test")
     content = write_report(folder, tmp_path / "same.html", data=test.first(96)).read_text()
     assert f"On its test images: {trained.evaluate()}" in content
+    change_record(folder, lambda record: record["data"].update(validation=record["data"]["test"]))
+    change_record(folder, lambda record: record["data"].pop("test"))
+    content = write_report(folder, tmp_path / "held_out.html", data=test.first(96)).read_text()
+    assert "On its validation images" in content
+    change_record(folder, lambda record: record["data"].update(test=test.first(96).digest()))
+    content = write_report(folder, tmp_path / "again.html", data=test.first(96)).read_text()
     assert "Best: 95 % interval" in content
     content = write_report(folder, tmp_path / "other.html", data=test.first(32)).read_text()
     assert f"On the given images: {trained.evaluate(test.first(32))}" in content

@@ -15,10 +15,12 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
+import jaxcnn
 from conftest import CACHED, UNEVEN, Tiny, small_config
 from jaxcnn.config import get_default_config, smoke, to_settings
 from jaxcnn.data.pipeline import batch_sizes
 from jaxcnn.errors import ConfigError, TrainingError
+from jaxcnn.models import describe_model
 from jaxcnn.train import Metrics, TrainState, loop, train_and_evaluate
 from jaxcnn.train.parallel import DataParallel
 from jaxcnn.train.prepare import prepare
@@ -27,7 +29,7 @@ from jaxcnn.train.record.checkpoint import CheckpointWriter
 from jaxcnn.train.record.logs import TensorBoard
 from jaxcnn.train.record.progress import Progress
 from jaxcnn.train.record.report import MIN_BATCH, describe
-from jaxcnn.train.record.workdir import Workdir
+from jaxcnn.train.record.workdir import MAY_CHANGE, Workdir
 
 pytestmark = CACHED
 TIMINGS = {"images_per_second", "compile_seconds"} | {
@@ -378,11 +380,39 @@ def test_another_environment_is_noted(tiny_config, finished, capsys):
         assert ("note: versions was {'jaxcnn'" in capsys.readouterr().out) == noted
 
 
-def test_how_it_is_computed_may_change(tiny_config, trained, finished, capsys):
-    tiny_config.update(implementation="xla", steps_per_call=3, checkpoint_every_steps=2)
+def test_how_it_is_computed_may_change(tiny_config, trained, finished, capsys, monkeypatch):
+    monkeypatch.setenv("JAXCNN_IMPLEMENTATION", "xla")
+    tiny_config.update(steps_per_call=3, checkpoint_every_steps=2)
     assert_same_bits(train_tiny(tiny_config, finished), trained[1])
     assert "note: convolution was auto; oneDNN" in capsys.readouterr().out
-    assert json.loads((finished / "run.json").read_text())["config"]["implementation"] == "xla"
+    assert json.loads((finished / "run.json").read_text())["config"]["steps_per_call"] == 3
+
+
+@pytest.mark.parametrize("key", MAY_CHANGE)
+def test_a_setting_that_makes_no_other_run_may_change(tiny_config, finished, key):
+    settings = json.loads((finished / "run.json").read_text())
+    changed = settings["config"] | {key: f"another than {settings['config'][key]}"}
+    with Workdir(finished, changed, settings["data"], settings["starts"][-1]):
+        assert json.loads((finished / "run.json").read_text())["config"] == changed
+    with pytest.raises(ConfigError, match="seed was 0 and is 1"):
+        Workdir(finished, changed | {"seed": 1}, settings["data"], {})
+
+
+def test_a_model_with_another_field_is_another_run(finished):
+    record = json.loads((finished / "run.json").read_text())
+    given = record["config"], record["data"], record["starts"][-1]
+    model = jaxcnn.VGG(arch=((1, 4),), dropout_rate=0.5)
+    with Workdir(finished, *given, {"module": describe_model(model)}):
+        pass
+    for other, words in (
+        (model.clone(dropout_rate=0.25), "the model's dropout_rate was 0.5 and is 0.25"),
+        (jaxcnn.LeNet(), "the model was 'vgg' and is 'lenet'"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            Workdir(finished, *given, {"module": describe_model(other)})
+    fields = {"name": "vgg", "fields": {"dropout_rate": 0.5, "of_another_version": 1}}
+    with Workdir(finished, *given, {"module": fields}):
+        pass
 
 
 def test_other_data_are_refused(tiny_config, finished):

@@ -1,5 +1,7 @@
 """The table of layers: d2l's printed shapes, and costs against XLA's own count."""
 
+import dataclasses
+import io
 import itertools
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +17,7 @@ from rich.console import Console
 from conftest import SHALLOW
 from jaxcnn.__main__ import main
 from jaxcnn.inspect import layer_summary, summary_table
+from jaxcnn.layers import Conv
 from jaxcnn.models import MODELS, LeNet, create_model
 
 LENET = [
@@ -812,3 +815,12 @@ def test_what_is_no_model_or_takes_other_images_is_refused_in_a_line():
     for thing in (create_model, None, nn.Module()):
         with pytest.raises(TypeError, match="takes a linen module, got"):
             layer_summary(thing, (1, 28, 28, 1))
+
+
+def test_names_are_no_markup():
+    (row,) = layer_summary(nn.Sequential([Conv(2, 1)]), (1, 3, 3, 1))
+    table = summary_table([dataclasses.replace(row, name="stem[a] :cat:")], "net [a] :dog:")
+    console = Console(file=io.StringIO(), width=120)
+    console.print(table)
+    for words in ("stem[a] :cat:", "net [a] :dog:"):
+        assert words in console.file.getvalue()

@@ -1,5 +1,6 @@
 """Using what was trained: fit, load, predict, evaluate, and going on from it."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -18,7 +19,8 @@ from test_reading import snapshot
 
 import jaxcnn
 from conftest import CACHED, Tiny, small_config
-from jaxcnn.data import Dataset, load_fashion_mnist_sample
+from jaxcnn.data import Dataset, check_dataset, load_fashion_mnist_sample
+from jaxcnn.data.dataset import SelectedImages
 from jaxcnn.errors import ConfigError, DataError, StoppedError
 from jaxcnn.scores import evaluate_logits, wilson_interval
 from jaxcnn.train import train_and_evaluate
@@ -139,7 +141,9 @@ def test_a_folder_that_is_no_run_or_of_another_model(folder, tmp_path):
 def test_a_damaged_checkpoint(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "run")
     (copy / "checkpoints" / "16" / "progress.json").write_text("{}")
-    with pytest.raises(DataError, match=r"step 16 in .* is damaged .*; which= takes another: 8"):
+    with pytest.raises(
+        DataError, match=r"step 16 in .* is damaged .*; which= \(--which\) takes another: 8"
+    ):
         jaxcnn.load(copy, 16, model=Tiny())
     with pytest.warns(UserWarning, match="checkpoint 16 is damaged and is passed over"):
         assert jaxcnn.load(copy, "last", model=Tiny()).step == 8
@@ -392,6 +396,9 @@ def test_several_devices_tune_as_one():
     [
         ({"freeze": ["dens1"]}, r"freeze has 'dens1' \(did you mean 'dense1'\?\)"),
         ({"freeze": ["dense1", "dense2", "norm1", "norm2", "head"]}, "leaves nothing to train"),
+        ({"freeze": ["norm1/mean"]}, "'norm1/mean', a running average, .*; give 'norm1'"),
+        ({"implementation": "xla"}, "config.implementation is 'xla', but applies to models that"),
+        ({"num_classes": 3}, "num_classes is 3, but a Normed with 10 logits was given; leave"),
         ({"freeze": "dense1"}, "freeze is 'dense1'; it must be a list of names"),
         ({"batchsize": 3}, r"unknown key config.batchsize \(did you mean 'batch_size'\?\)"),
         ({"dataset": "mnist"}, "no argument dataset=; give the data as train="),
@@ -408,13 +415,98 @@ def test_several_devices_tune_as_one():
         ({"model": "lenett"}, "config.model is 'lenett'"),
         ({"model": Tiny}, "model .* is no flax.linen.Module"),
         ({"workdir": "http://host/run"}, "workdir must be a path of this machine"),
-        ({"init_from": "runs/lenet"}, "init_from is a str; give what jaxcnn.load returns"),
+        ({"init_from": "runs/lenet"}, "init_from is a str; give what jaxcnn.load returns, or a d"),
+        ({"init_from": {"dense1": {}}}, "init_from is a dict; give what jaxcnn.load returns, or"),
+        ({"init_from": {"params": {"a": 1}}}, "init_from is a dict; give what"),
+        *(
+            ({"optimizer": optax.sgd(0.1), key: value}, f"config.{key} is .*no effect on an optim")
+            for key, value in {
+                "schedule": "cosine",
+                "warmup_epochs": 0.5,
+                "final_rate": 0.1,
+                "rate_steps": (1,),
+                "momentum": 0.9,
+                "weight_decay": 0.1,
+                "weight_decay_on": "kernels",
+                "clip_norm": 1.0,
+            }.items()
+        ),
     ],
 )
 def test_calls_of_fit_that_are_wrong(settings, message):
     with pytest.raises(ConfigError, match=message) as error:
         fit(**{"model": Normed()} | settings)
     assert "\n" not in str(error.value)
+
+
+def to_what_it_began_with():
+    """An optimizer that keeps the first parameters, and goes back to them in each step."""
+
+    def update(grads, state, params):
+        return jax.tree.map(lambda new, old: new - old, state, params), state
+
+    return optax.GradientTransformation(lambda params: params, update)
+
+
+def test_an_optimizer_and_the_average_begin_with_what_is_taken(tmp_path):
+    body = fit(Normed(), epochs=1)
+    settings = {"init_from": body, "optimizer": to_what_it_began_with(), "epochs": 1}
+    tuned = fit(Normed(), **settings)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        tuned.variables["params"],
+        body.variables["params"],
+    )
+    three = TRAIN._replace(labels=TRAIN.labels % 3, class_names=("a", "b", "c"))
+    fit(Normed(3), three, None, epochs=1, init_from=body, ema_decay=0.9)  # with a new head
+
+
+def test_a_run_whose_numbers_or_names_are_others_is_refused(tmp_path, capsys):
+    model = jaxcnn.models.Normalized(Tiny(), (0.25,), (np.float32(0.5),))
+    fit(model, test=None, epochs=1, workdir=tmp_path)
+    assert "normalized per channel: mean 0.2500, std 0.5000" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"the normalization was .*0\.25.* and is .*0\.75"):
+        fit(model.clone(mean=(0.75,)), test=None, epochs=2, workdir=tmp_path)
+    names = TRAIN._replace(class_names=TRAIN.class_names[::-1])
+    with pytest.raises(ConfigError, match=r"the list of classes was \['T-shirt.* and is \['Ankle"):
+        fit(model, names, None, epochs=2, workdir=tmp_path)
+
+
+def test_the_numbers_of_a_normalization_are_shown_where_a_part_is_frozen(capsys):
+    body = fit(Normed(), epochs=1, normalization="per_channel")
+    shown = capsys.readouterr().out
+    fit(Normed(), epochs=1, normalization="per_channel", init_from=body, freeze=["norm1"])
+    (line,) = (line for line in shown.splitlines() if line.startswith("normalized per channel"))
+    assert line in capsys.readouterr().out
+
+
+def test_images_are_evaluated_a_part_of_a_batch_at_a_time(trained, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        jaxcnn.Trained, "logits", lambda self, x, n: sizes.append(n) or np.zeros((len(x), 10))
+    )
+    config = trained.config.copy_and_resolve_references()
+    config.update(batch_size=33, gradient_accumulation_steps=4)
+    dataclasses.replace(trained, config=config).evaluate(TEST)
+    assert sizes == [9]
+
+
+def test_a_single_image_may_be_on_disk(trained, tmp_path):
+    np.save(tmp_path / "images.npy", TEST.images)
+    on_disk = TEST._replace(images=np.load(tmp_path / "images.npy", mmap_mode="r"))
+    one = check_dataset(on_disk, "data").take(np.array([7]))
+    assert isinstance(one.images, SelectedImages)
+    assert trained.evaluate(one).loss == trained.evaluate(TEST.take(np.array([7]))).loss
+
+
+def test_variables_alone_are_enough_to_start_from(capsys):
+    body = fit(Normed(), epochs=1)
+    three = TRAIN._replace(labels=TRAIN.labels % 3, class_names=("a", "b", "c"))
+    one, other = (
+        fit(Normed(3), three, None, epochs=1, init_from=start) for start in (body, body.variables)
+    )
+    assert_same_bits(one.variables, other.variables)
+    assert "starting from the given variables; new: params/head/bias" in capsys.readouterr().out
 
 
 def test_nothing_can_be_taken_of_another_network():
@@ -527,6 +619,38 @@ def test_loggers_are_told_and_cannot_disturb(tmp_path, capsys):
     resumed = Rows()
     fit(Tiny(), epochs=3, workdir=tmp_path, loggers=[resumed])
     assert [resumed.calls[0][2], resumed.calls[1][1]["epoch"]] == [16, 3]
+
+
+def test_a_logger_is_told_of_an_error(tmp_path):
+    class Aborted(Rows):
+        def write(self, row):
+            raise KeyboardInterrupt
+
+    aborted, closed = Aborted(), Curves(tmp_path, stops=False)
+    closed.close = lambda: closed.seen.append("closed")
+    with pytest.raises(KeyboardInterrupt):
+        fit(Tiny(), epochs=1, loggers=[closed, aborted])
+    assert [(name, *map(type, rest)) for name, *rest in aborted.calls[1:]] == [
+        ("abort", KeyboardInterrupt)
+    ]
+    assert closed.seen == [False, "closed"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(StoppedError("stopped", signal.SIGTERM), "KILLED"), (ValueError("diverged"), "FAILED")],
+)
+def test_mlflow_is_told_how_a_run_ended(tmp_path, monkeypatch, error, status):
+    tracking = pytest.importorskip("mlflow.tracking", reason="MLflow is not installed")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    logger = MLflow(f"file:{tmp_path}/mlruns", "ends")
+    logger.start({"batch_size": 32}, 0)
+    logger.abort(error)
+    with pytest.raises(Exception, match="a" * 100):
+        logger.start({"a" * 9_000: 1}, 0)
+    client = tracking.MlflowClient(tracking_uri=f"file:{tmp_path}/mlruns")
+    runs = client.search_runs([client.get_experiment_by_name("ends").experiment_id])
+    assert sorted(run.info.status for run in runs) == sorted([status, "FAILED"])
 
 
 def test_mlflow_has_the_run(tmp_path, monkeypatch):

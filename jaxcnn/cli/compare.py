@@ -16,6 +16,7 @@ EXAMPLE = "jaxcnn compare runs/*"
 _SECONDS = [f"{part}_seconds" for part in ("train", "validation", "test", "compile")]
 # Settings that say which data
 _DATA = ("dataset", "max_train_examples", "max_test_examples", "validation_examples", "seed")
+_SQUARES = ("image_size", "aspect_ratio")  # and into what they turn pictures
 _DIGITS = 12  # of a SHA-256
 
 
@@ -29,7 +30,7 @@ class Run(NamedTuple):
         split: the set that each epoch was evaluated on; 'train' if there was none, '' if no epoch
             is finished.
         best: the row of the best epoch, if one is finished.
-        test_accuracy: of that epoch, if a validation set has chosen it.
+        tested: results of that epoch on the test set, if a validation set has chosen it.
     """
 
     name: str
@@ -37,7 +38,12 @@ class Run(NamedTuple):
     rows: list[dict[str, Any]]
     split: str = ""
     best: dict[str, Any] | None = None
-    test_accuracy: float | None = None
+    tested: dict[str, Any] | None = None
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """Of the best epoch, if a validation set has chosen it."""
+        return (self.tested or {}).get("test_accuracy")
 
     @property
     def epochs(self) -> int:
@@ -56,7 +62,9 @@ class Run(NamedTuple):
     @property
     def seconds(self) -> float:
         """Of training, evaluation and compilation."""
-        return sum(row.get(part, 0.0) for row in self.rows for part in _SECONDS)
+        return sum(
+            row.get(part, 0.0) for row in [*self.rows, self.tested or {}] for part in _SECONDS
+        )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,9 +111,7 @@ def _read_run(name: str) -> Run:
     if not rows:
         return Run(name, settings, rows)
     tested = record.get("result", {}).get("test", {})
-    return Run(
-        name, settings, rows, evaluated_split(rows[-1]), best_row(rows), tested.get("test_accuracy")
-    )
+    return Run(name, settings, rows, evaluated_split(rows[-1]), best_row(rows), tested)
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
@@ -119,7 +125,10 @@ def _differing(runs: Sequence[Run]) -> list[str]:
         for key in keys
         if any(run.settings.get(key) != runs[0].settings.get(key) for run in runs)
     ]
-    is_told = any(key in differing for key in _DATA)
+    from jaxcnn.data import has_pictures
+
+    sizes = _SQUARES if has_pictures(runs[0].settings["dataset"]) else ()
+    is_told = any(key in differing for key in (*_DATA, *sizes))
     return [key for key in differing if key != "data" or not is_told]
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from jaxcnn.data import Dataset
 
-HELP = "prepare and verify a data set; a sheet of samples"
+HELP = "check a data set, count its classes, draw samples"
 EXAMPLE = "jaxcnn data fashion_mnist -o samples.png"
 
 _PER_CLASS = 10  # samples
@@ -42,12 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how: crop the middle (the default), pad with black, or stretch",
     )
     parser.add_argument(
-        "--data-dir", metavar="DIR", help="TFDS's; $TFDS_DATA_DIR, else ~/tensorflow_datasets"
+        "--data-dir",
+        metavar="DIR",
+        help="of TFDS; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets",
     )
     parser.add_argument(
         "--data-source",
         metavar="DIR",
-        help="with the published files; else Debian's package, else a download",
+        help="with Fashion-MNIST's published files; else Debian's package, else a download",
     )
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="PNG to draw ten training images of each class into"
@@ -62,8 +64,17 @@ def run(options: argparse.Namespace) -> Iterator[str]:
         path = check_output(options.output, options.force)
         if path.suffix.lower() != ".png":
             raise ConfigError(f"{options.output!r} must end in .png")
-    from jaxcnn.data import load_dataset
+    from jaxcnn.data import has_pictures, is_dataset, load_dataset
     from jaxcnn.files import write_atomically
+
+    if options.image_size is not None and is_dataset(name := options.name):
+        if not has_pictures(name):
+            raise ConfigError(
+                f"--image-size is {options.image_size}, but the images of {name} are resized while "
+                "training (config.image_size); leave it out"
+            )
+        if options.image_size < 1:
+            raise ConfigError(f"--image-size is {options.image_size}; it must be at least 1")
 
     splits = {
         split: load_dataset(

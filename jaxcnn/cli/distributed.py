@@ -127,7 +127,7 @@ def joined(program: str) -> Iterator[Callable[[int], int]]:
     os.dup2(helper.stdin.fileno(), 2)
     helper.stdin.close()
     sys.stdout.flush()
-    output = os.fdopen(os.dup(1), "w", buffering=1)
+    output = os.fdopen(os.dup(1), "w", buffering=1, errors="backslashreplace")
     os.dup2(nowhere, 1)
     sys.stdout = output
 

@@ -65,6 +65,9 @@ def _epoch(trained: "Trained") -> str:
 def _confusion(evaluation: "Evaluation") -> Iterator[str]:
     """Yield the confusion matrix; the most frequent mistakes where it is wider than a line."""
     names = evaluation.class_names
+    if 3 * len(names) > line_width():  # a column takes that at least
+        yield from _mistakes(evaluation)
+        return
     header = ["true class", *map(str, range(len(names)))]
     rows = [
         [f"{number} {name}", *map(str, counts)]
@@ -79,21 +82,19 @@ def _confusion(evaluation: "Evaluation") -> Iterator[str]:
 
 
 def _mistakes(evaluation: "Evaluation") -> Iterator[str]:
+    import numpy as np
+
     names, width = evaluation.class_names, (line_width() - 10) // 2
-    counts = {
-        (true, predicted): int(count)
-        for true, row in enumerate(evaluation.confusion)
-        for predicted, count in enumerate(row)
-        if count and true != predicted
-    }
-    most = sorted(counts, key=lambda pair: -counts[pair])[:_MISTAKES]
+    counts = evaluation.confusion * (1 - np.eye(len(names), dtype=np.int64))
+    most = np.argsort(-counts, axis=None, kind="stable")[:_MISTAKES]
+    pairs = (divmod(int(place), len(names)) for place in most if counts.flat[place])
     rows = [
         (
             shorten(names[true], width),
             shorten(names[predicted], width),
             f"{counts[true, predicted]}",
         )
-        for true, predicted in most
+        for true, predicted in pairs
     ]
     yield "most frequent mistakes (--json has the whole confusion matrix)"
     yield from table([("true class", "predicted", "images"), *rows], "<<>")

@@ -5,8 +5,13 @@ replaces the runtime's report, a dozen lines with addresses, by what a person ne
 words that it does not know is copied as it is.
 """
 
+import os
 import re
+import select
+import signal
 import sys
+import time
+from collections.abc import Iterator
 
 # Where jaxlib's coordination service reports from: everything after such a line is part of it.
 _REPORT = re.compile(rb"[EFW]\d{4} .*(coordination_service|preemption_sync_manager|client\.h)")
@@ -14,6 +19,10 @@ _SILENT = re.compile(rb"^(?:/job:\w+/(?:replica:\d+/)?task:)?(\d+)$", re.MULTILI
 _FATAL = b"Terminating process because the JAX distributed service detected fatal errors"
 _NO_COORDINATOR = b"Failed to send RPC to coordination service"
 _NOT_ALL_CAME = b"CoordinationService/RegisterTask"
+_REPORT_SECONDS = 5.0  # in which a report that ends the process does so
+# A scheduler may send them to every process of a run. The one that this speaks for handles them;
+# this one ends with it.
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 
 
 def summarize(report: bytes, program: str) -> bytes:
@@ -42,16 +51,43 @@ def summarize(report: bytes, program: str) -> bytes:
 
 
 def main(program: str) -> None:
-    """Copy standard input to standard error, a report summarized."""
-    report: list[bytes] = []
-    for line in sys.stdin.buffer:
+    """Copy standard input to standard error, a report that ends the process summarized."""
+    for name in _SIGNALS:
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    report, begun = b"", 0.0
+    for line in _lines(sys.stdin.fileno()):
+        if not report and _REPORT.match(line):
+            begun = time.monotonic()
         if report or _REPORT.match(line):
-            report.append(line)
+            report += line
         else:
-            sys.stderr.buffer.write(line)
-            sys.stderr.buffer.flush()
-    sys.stderr.buffer.write(summarize(b"".join(report), program))
+            _write(line)
+        if report and _FATAL not in report and time.monotonic() - begun > _REPORT_SECONDS:
+            _write(report)  # the process goes on
+            report = b""
+    _write(summarize(report, program))
+
+
+def _write(text: bytes) -> None:
+    sys.stderr.buffer.write(text)
     sys.stderr.buffer.flush()
+
+
+def _lines(file: int) -> Iterator[bytes]:
+    """Yield lines as they come, and nothing (b"") whenever none has come for a second."""
+    rest = b""
+    while True:
+        if not select.select([file], [], [], 1.0)[0]:
+            yield b""
+            continue
+        content = os.read(file, 2**16)
+        if not content:
+            break
+        *lines, rest = (rest + content).splitlines(keepends=True)
+        if rest.endswith(b"\n"):
+            lines, rest = [*lines, rest], b""
+        yield from lines
+    yield rest
 
 
 if __name__ == "__main__":

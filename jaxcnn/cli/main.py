@@ -10,7 +10,15 @@ from typing import Any, NoReturn
 
 import jaxcnn
 from jaxcnn.cli import compare, data, evaluate, export, info, predict, report, summary, train
-from jaxcnn.cli.output import PIPE_CLOSED, LeftOutError, explain, flush_output, say, show
+from jaxcnn.cli.output import (
+    PIPE_CLOSED,
+    LeftOutError,
+    explain,
+    flush_output,
+    print_anything,
+    say,
+    show,
+)
 from jaxcnn.errors import JaxcnnError, did_you_mean
 
 # Each has HELP, EXAMPLE, `add_arguments`, and `run`, which yields the lines of its result.
@@ -25,9 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 1 if some of the inputs were left out; 2 after an error or a wrong call;
-        128 and the number of the signal that ended it.
+        128 plus the number of the signal that ended it.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    print_anything()
     if arguments[:1] == ["train"]:  # its flags are those of absl
         return train.main(arguments[1:])
     try:
@@ -88,7 +97,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         parser.error(f"unknown command {arguments[0]!r}{hint}; there are {', '.join(known)}")
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
-        options.parser.error(f"unexpected argument {unknown[0]!r}")
+        command = getattr(options, "parser", parser)  # `train` has none here
+        command.error(f"unexpected argument {unknown[0]!r}")
     return options
 
 

@@ -26,6 +26,12 @@ class LeftOutError(Exception):
         self.reasons = list(reasons)
 
 
+def print_anything() -> None:
+    """Let standard output take any text: what its encoding has not, such as 'ü', is escaped."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def say(line: str) -> None:
     """Print a line for the person at the terminal, which may be gone."""
     with contextlib.suppress(OSError):

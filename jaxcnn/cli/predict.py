@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     parser.add_argument("paths", metavar="PATH", nargs="+", help="picture, or folder of pictures")
     parser.add_argument("--top", type=int, default=3, metavar="N", help="classes to show (3)")
-    parser.add_argument("--invert", action="store_true", help="for dark drawings on a light ground")
+    parser.add_argument("--invert", action="store_true", help="for drawings on a light background")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each picture")
     parser.add_argument(
         "--batch-size", type=int, default=128, metavar="N", help="pictures at a time (128)"
@@ -48,7 +48,9 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     reasons: list[str] = []
     files = _find(options.paths, reasons)
     results = _classify(trained, files, options, reasons)
-    is_single = len(options.paths) == 1 and not Path(options.paths[0]).is_dir()
+    if not files:
+        raise DataError("; ".join(reasons))
+    is_single = len(options.paths) == 1 and not local_path(options.paths[0], "path").is_dir()
     if options.json:
         yield from (_as_json(path, top) for path, top in results)
     elif is_single:
@@ -57,9 +59,9 @@ def run(options: argparse.Namespace) -> Iterator[str]:
         yield f"{options.paths[0]}:"
         names = [Path(path.name) for path in files]
         named = ((Path(path.name), top) for path, top in results)
-        yield from _rows(named, names, trained.class_names, options.top)
+        yield from _rows(named, names, trained.output_names, options.top)
     else:
-        yield from _rows(results, files, trained.class_names, options.top)
+        yield from _rows(results, files, trained.output_names, options.top)
     if reasons:
         raise DataError(reasons[0]) if is_single else LeftOutError(reasons)
 
@@ -125,12 +127,12 @@ def _block(path: Path, top: Top) -> list[str]:
 
 
 def _rows(
-    results: Iterable[tuple[Path, Top]], files: list[Path], class_names: tuple[str, ...], top: int
+    results: Iterable[tuple[Path, Top]], files: list[Path], output_names: tuple[str, ...], top: int
 ) -> Iterator[str]:
     """Yield a table, whose widths are known before its rows; two lines a picture if too wide."""
     path = max(len(f"{file}") for file in [Path("picture"), *files])
-    name = max(map(len, class_names))
-    columns = min(top, len(class_names))
+    name = max(map(len, output_names))
+    columns = min(top, len(output_names))
     is_table = path + columns * (name + 9) <= line_width()
     for number, (file, best) in enumerate(results):
         if is_table:
@@ -149,7 +151,9 @@ def _row(first: str, width: int, cells: list[str], cell_width: int) -> str:
 
 
 def _headings(count: int) -> list[str]:
-    return ["class", "2nd", "3rd", *(f"{n}th" for n in range(4, count + 1))][:count]
+    endings = {1: "st", 2: "nd", 3: "rd"}
+    others = range(2, count + 1)
+    return ["class", *(f"{n}{endings.get(n % 10 * (n // 10 % 10 != 1), 'th')}" for n in others)]
 
 
 def _as_json(path: Path, top: Top) -> str:

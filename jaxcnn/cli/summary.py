@@ -36,6 +36,8 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     from jaxcnn.inspect import layer_summary, summary_table
     from jaxcnn.models import create_model, smallest_image_size
 
+    if options.depth is not None and options.depth < 1:
+        raise ConfigError(f"--depth is {options.depth}; it must be at least 1")
     model, size = create_model(options.model), options.input
     try:
         rows = layer_summary(model, (1, size, size, 1))
@@ -47,7 +49,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
             f"{options.model} takes images of {smallest} pixels or more, got {size}; give a larger "
             "--input"
         ) from error
-    title = f"{options.model}, one image of {options.input} x {options.input} pixels"
+    title = f"{options.model} for 10 classes, one gray image of {size} x {size} pixels"
     full = summary_table(rows, title, options.depth, options.nchw)
     lines = _draw(full)
     if max(map(len, lines)) <= line_width():

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from jaxcnn.cli.configs import find_config, shipped_configs
 from jaxcnn.cli.distributed import Place, check_place, join, joined, wait_for_verdict
-from jaxcnn.cli.output import flush_output, line_width, say, show
+from jaxcnn.cli.output import explain, flush_output, line_width, print_anything, say, show
 from jaxcnn.cli.settings import check_settings, describe_settings, find_setting
 from jaxcnn.errors import ConfigError, JaxcnnError, StoppedError
 
@@ -43,7 +43,7 @@ settings, as --config.KEY=VALUE, and their defaults, which a config may replace:
 
 exit status:
   0 when trained; 2 after an error, with one line that says what is wrong; 128
-  and its number after a signal to stop (130 for Ctrl-C, 143 for SIGTERM)
+  plus its number after a signal to stop (130 for Ctrl-C, 143 for SIGTERM)
 
 examples:
   {program} --config lenet
@@ -66,8 +66,9 @@ def main(argv: Sequence[str], program: str = "jaxcnn train") -> int:
         program: its name, for messages.
 
     Returns:
-        The exit status: 0 when trained; 2 after an error; 128 and the number of a signal to stop.
+        The exit status: 0 when trained; 2 after an error; 128 plus the number of a signal to stop.
     """
+    print_anything()
     if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & set(argv):
         return show(_help(program))
     try:
@@ -92,6 +93,11 @@ def _run(call: _Call, program: str) -> int:
         return 128 + stopped.signal  # as a shell reports a process that a signal ended
     except JaxcnnError as error:
         say(f"{program}: {error}")
+        return 2
+    except (OSError, MemoryError) as error:
+        if call.place is not None:
+            wait_for_verdict()
+        say(f"{program}: {explain(error)}")
         return 2
     except KeyboardInterrupt:  # before or after training, which raises StoppedError
         say(f"\n{program}: stopped; nothing is lost, give the same command again")

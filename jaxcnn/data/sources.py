@@ -229,7 +229,7 @@ def _describe_duplicates(splits: Splits, names: Sequence[str]) -> list[str]:
         if in_train:
             notes.append(
                 f"{count_of(len(in_train), 'image')} of test with the same pixels as one of train, "
-                f"so that test results flatter: {in_train[0][0]!r} as {in_train[0][1]!r}"
+                f"so test results are too good: {in_train[0][0]!r} as {in_train[0][1]!r}"
             )
     return notes
 

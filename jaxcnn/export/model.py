@@ -40,6 +40,11 @@ _PACKAGES = {  # that each format takes
 }
 _WEIGHTS = (".safetensors", ".pt")
 _NAMES = ("d2l", "torchvision")
+_RESIZE = {  # to (H, W), by aspect ratio
+    "crop": "resize the shorter side of uint8 images to {0}, and cut out the square in the middle",
+    "pad": "resize the longer side of uint8 images to {0}, and fill up the square with black",
+    "stretch": "resize uint8 images to {0} x {1}",
+}
 _LOCK = threading.Lock()  # while the environment is changed
 _MAX_BYTES = 2**31 - 2**24  # of weights in a program: both formats end at 2 GiB
 
@@ -54,6 +59,7 @@ def export_model(
     dtype: DTypeLike = jnp.float32,
     names: str | None = None,
     test_augmentation: str = "none",
+    aspect_ratio: str = "stretch",
     force: bool = False,
 ) -> Path:
     """Write a trained model for another runtime.
@@ -88,6 +94,8 @@ def export_model(
         names: for weights, 'd2l' (if None), or 'torchvision', see `jaxcnn.interop.to_torchvision`.
         test_augmentation: of a program: 'none', or 'flip' for the mean of each image's logits and
             its mirror's, see `jaxcnn.models.predict_logits`; weights have no place for it.
+        aspect_ratio: how other pictures become images of (H, W), for the metadata: 'crop', 'pad' or
+            'stretch', see `jaxcnn.pictures.fit_picture`.
         force: whether to replace a file that exists.
 
     Returns:
@@ -110,6 +118,9 @@ def export_model(
     if test_augmentation not in TEST_AUGMENTATIONS:
         accepted = " or ".join(map(repr, TEST_AUGMENTATIONS))
         raise ConfigError(f"test_augmentation is {test_augmentation!r}; accepted: {accepted}")
+    if aspect_ratio not in _RESIZE:
+        accepted = ", ".join(map(repr, _RESIZE))
+        raise ConfigError(f"aspect_ratio is {aspect_ratio!r}; accepted: {accepted}")
     check_output(path, force)
     _check_package(suffix)
     shape = _check_arguments(model, image_shape, class_names)
@@ -126,7 +137,8 @@ def export_model(
     name = type(without_normalization(model)).__name__
     with _xla_alone(), _one_line(f"{name} cannot be exported to {path.name!r}"):
         jax.eval_shape(function, variables, one)  # the model's errors, before anything is written
-        metadata = _metadata(model, shape, class_names, suffix in _WEIGHTS)
+        resize = _RESIZE[aspect_ratio].format(*shape)
+        metadata = _metadata(model, shape, class_names, resize, suffix in _WEIGHTS)
         if suffix in _WEIGHTS:
             _write_weights(path, model, variables, shape, metadata, names)
         else:
@@ -194,10 +206,8 @@ def _write_weights(
 
 
 def _metadata(
-    model: nn.Module, shape: Shape, class_names: Sequence[str], is_weights: bool
+    model: nn.Module, shape: Shape, class_names: Sequence[str], resize: str, is_weights: bool
 ) -> dict[str, str]:
-    height, width, _ = shape
-    resize = f"resize uint8 images to {height} x {width} (bilinear, antialiased, as Pillow does)"
     scale = "divide by 255" if is_weights else "the model itself divides by 255"
     numbers = {}
     if isinstance(model, Normalized) and is_weights:
@@ -211,7 +221,7 @@ def _metadata(
         "class_names": json.dumps(list(class_names)),
         "image_shape": json.dumps(shape),
         "layout": "NCHW" if is_weights else "NHWC",
-        "preprocessing": f"{resize}; {scale}",
+        "preprocessing": f"{resize} (bilinear, antialiased, as Pillow does); {scale}",
     }
 
 

@@ -1,6 +1,7 @@
 """Pictures of a run, drawn without a display."""
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +40,21 @@ def curves_figure(rows: Sequence[dict[str, Any]], title: str = "") -> "Figure":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     return figure
+
+
+def save_figure(figure: "Figure", file: Any, **kwargs: Any) -> None:
+    """Draw a figure into a file; letters that Matplotlib's font has not become boxes.
+
+    Args:
+        figure: of Matplotlib.
+        file: its path, or what has `write`.
+        **kwargs: for `savefig`.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
+        figure.savefig(file, **kwargs)
 
 
 def plot_curves(rows: Sequence[dict[str, Any]], path: str | Path, title: str = "") -> None:
@@ -51,11 +65,11 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: str | Path, title: str = "
         path: of the picture; its suffix says the format, such as '.png'.
         title: above it.
     """
-    curves_figure(rows, title).savefig(path)
+    save_figure(curves_figure(rows, title), path)
 
 
 def curves_png(rows: Sequence[dict[str, Any]], title: str = "") -> bytes:
     """Return the picture of `plot_curves` as the content of a PNG file."""
     content = io.BytesIO()
-    curves_figure(rows, title).savefig(content, format="png")
+    save_figure(curves_figure(rows, title), content, format="png")
     return content.getvalue()

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.errors import FlaxError
 from rich.table import Table
+from rich.text import Text
 
 from jaxcnn.errors import JaxcnnError, first_line
 from jaxcnn.inspect.calls import Call, Path, Recorder, nest, without_arguments
@@ -151,7 +152,7 @@ def summary_table(
     """
     top = [row for row in rows if row.depth == 1]
     macs = [row.macs for row in top]
-    table = Table(title=title, show_footer=True)
+    table = Table(title=Text(title), show_footer=True)
     table.add_column("layer", footer="total", no_wrap=True)
     table.add_column("name", no_wrap=True)
     table.add_column("output shape", justify="right", no_wrap=True)
@@ -166,8 +167,8 @@ def summary_table(
             own = f"{row.parameters:,}" if row.parameters else ""
             shared = f"{row.shared_parameters:,} shared" if row.shared_parameters else ""
             table.add_row(
-                "  " * (row.depth - 1) + row.type,
-                row.name,
+                Text("  " * (row.depth - 1) + row.type),  # names may look like rich's markup
+                Text(row.name),
                 _by(row.shape_nchw() if nchw else row.shape),
                 " + ".join(filter(None, (own, shared))),
                 f"{row.macs:,}" if row.macs else "",

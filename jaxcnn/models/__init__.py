@@ -168,7 +168,10 @@ def describe_model(model: nn.Module) -> dict[str, Any] | None:
     given = {name: getattr(model, name, None) for name in _FIELDS}
     fields = {name: value for name, value in given.items() if value is not None}
     dtype = getattr(model, "dtype", None)
-    described = fields | {"dtype": dtype and jnp.dtype(dtype).name}
+    try:
+        described = fields | {"dtype": dtype and jnp.dtype(dtype).name}
+    except TypeError:  # another's field, with words of its own
+        return None
     plain = model.clone(axis_name=None, implementation=None) if _has_form(model) else model
     if getattr(plain, "recompute", False):
         plain = plain.clone(recompute=False)

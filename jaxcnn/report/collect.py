@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcnn.data import Dataset, is_dataset
+from jaxcnn.data import Dataset, has_pictures, is_dataset
 from jaxcnn.errors import ConfigError, JaxcnnError
 from jaxcnn.files import local_path
 from jaxcnn.report.layers import Convolution, find_convolutions
@@ -126,18 +126,22 @@ def collect(
     )
     try:
         dataset, split = _load_own(trained, record) if data is None else (data, "")
-        if data is not None and data.digest() == record["data"].get("test"):
-            split = "test"
+        if data is not None:  # it may be one of the run's own
+            given = data.digest()
+            own = (split for split in ("test", "validation") if record["data"].get(split) == given)
+            split = next(own, "")
         evaluation = trained.evaluate(dataset)
     except JaxcnnError as error:
         run.notes.append(f"The model cannot be evaluated: {error}.")
         return dataclasses.replace(run, convolutions=find_convolutions(trained, None))
     image = dataset.images[0].copy()  # the data set itself need not stay in memory
+    mistakes = _find_mistakes(evaluation, dataset.images)
+    evaluation = dataclasses.replace(evaluation, probabilities=np.zeros((0, 0)))  # nor these
     return dataclasses.replace(
         run,
         evaluation=evaluation,
         evaluated_on=split,
-        mistakes=_find_mistakes(evaluation, dataset.images),
+        mistakes=mistakes,
         convolutions=find_convolutions(trained, image),
         image=image,
     )
@@ -196,8 +200,13 @@ def name_runs(folders: Sequence[Path]) -> list[str]:
     return names
 
 
-def data_note(runs: Sequence[Run]) -> str:
-    """Return a sentence if runs were evaluated on different images; else ''."""
+def data_note(runs: Sequence[Run], are_alike: bool = False) -> str:
+    """Return a sentence if runs were evaluated on different images; else ''.
+
+    Args:
+        runs: of a page.
+        are_alike: whether their figures, though not their curves, are of the same images.
+    """
 
     def digests(*splits: str) -> set[str]:
         """Return those of the first of the sets that each run has."""
@@ -206,12 +215,27 @@ def data_note(runs: Sequence[Run]) -> str:
         return set(found) - {""}
 
     if len(digests("test")) > 1:
+        if are_alike:
+            return "The curves are of different test images, so they do not compare."
+        if _are_sized_differently(runs):
+            return (
+                "The runs were tested on pictures that were made squares in different ways "
+                "(image_size, aspect_ratio), so they compare if the pictures are the same."
+            )
         return (
             "The runs were tested on different images, so their figures and curves do not compare."
         )
     if len(digests("validation", "test")) > 1:
         return "The curves are of different validation images, so they compare only roughly."
     return ""
+
+
+def _are_sized_differently(runs: Sequence[Run]) -> bool:
+    """Return whether the runs are on pictures of one name, which differ by what they became."""
+    configs = [run.record["config"] for run in runs]
+    is_one = len({config["dataset"] for config in configs}) == 1
+    ways = {(config["image_size"], config.get("aspect_ratio")) for config in configs}
+    return is_one and has_pictures(configs[0]["dataset"]) and len(ways) > 1
 
 
 def tabulate(columns: Iterable[dict[str, str]]) -> Table:
@@ -266,12 +290,14 @@ def describe_results(run: Run) -> dict[str, str]:
         results |= _describe_accuracy(run, "Best", split, best_row(rows))
         results |= _describe_accuracy(run, "Last", split, last)
         results[f"Last {split} loss"] = f"{last[f'{split}_loss']:.4f}"
-    if tested := run.record.get("result", {}).get("test"):
+    if tested := run.record.get("result", {}).get("test", {}):
         results |= _describe_accuracy(run, "Chosen", "test", tested)
     seconds = sum(row["train_seconds"] for row in rows)
     images = sum(row["train_seconds"] * row["images_per_second"] for row in rows)
     compiling = sum(row.get("compile_seconds", 0.0) for row in rows)
-    evaluating = sum(row.get(f"{of}_seconds", 0.0) for row in rows for of in ("validation", "test"))
+    evaluating = sum(
+        row.get(f"{of}_seconds", 0.0) for row in [*rows, tested] for of in ("validation", "test")
+    )
     return results | {
         "Last training accuracy": f"{last['train_accuracy']:.4f}",
         "Last training loss": f"{last['train_loss']:.4f}",

@@ -83,9 +83,9 @@ def write_report(
         collect(folder, name, record, which, dataset)
         for name, (folder, record) in zip(names, records.items(), strict=True)
     ]
-    page = render(runs, vega, title)
+    page = render(runs, vega, title, are_alike=dataset is not None)
     with _writing(path):
-        write_atomically(path, page)
+        write_atomically(path, page.encode("utf-8", "backslashreplace"))  # names of any bytes
     return path
 
 
@@ -123,13 +123,16 @@ def _vega() -> str:
     return javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
-def render(runs: Sequence[Run], vega: str, title: str | None = None) -> str:
+def render(
+    runs: Sequence[Run], vega: str, title: str | None = None, are_alike: bool = False
+) -> str:
     """Return the page as HTML.
 
     Args:
         runs: to show.
         vega: JavaScript that defines `vegaEmbed`.
         title: of the page; None for the number of runs.
+        are_alike: whether all were evaluated on the same images, although their own may differ.
     """
     import jinja2  # here, since it is an extra
 
@@ -150,7 +153,7 @@ def render(runs: Sequence[Run], vega: str, title: str | None = None) -> str:
         colors=[charts.run_color(i, len(runs)) for i in range(len(runs))],
         specs=specs,
         held_out=_held_out(runs),
-        note=data_note(runs),
+        note=data_note(runs, are_alike),
         results=tabulate(map(describe_results, runs)),
         settings=split(tabulate(map(describe_settings, runs))),
         environment=split(tabulate(map(describe_environment, runs))),

@@ -100,7 +100,7 @@ def transfer(given: Any, initial: Any) -> tuple[Any, list[str]]:
         if name in trained and trained[name].shape == x.shape:
             return np.array(trained[name], x.dtype)  # a copy: training donates what it starts from
         new.append(name)
-        return x
+        return np.array(x)  # likewise, or the moving average would be the same memory
 
     chosen = jax.tree_util.tree_map_with_path(choose, initial)
     if len(new) == len(jax.tree.leaves(initial)):
@@ -124,6 +124,11 @@ def check_frozen(frozen: Sequence[str], variables: Any) -> None:
     names = [name.partition("/")[2] for name in shapes_by_name(variables)]
     modules = {name.rsplit("/", depth)[0] for name in names for depth in range(name.count("/") + 1)}
     for name in frozen:
+        if f"batch_stats/{name}" in shapes_by_name(variables):
+            raise ConfigError(
+                f"freeze has {name!r}, a running average, which stays only if its module does; "
+                f"give {name.rpartition('/')[0]!r}"
+            )
         if name not in modules:
             raise ConfigError(
                 f"freeze has {name!r}{did_you_mean(name, sorted(modules))}; it must name parts of "

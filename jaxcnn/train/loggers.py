@@ -1,9 +1,10 @@
 """Sending the results of a run elsewhere: to MLflow, or to anything with these three methods."""
 
 from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Any, Protocol
 
-from jaxcnn.errors import ConfigError, first_line
+from jaxcnn.errors import ConfigError, StoppedError, first_line
 from jaxcnn.train.record.logs import Row
 
 
@@ -28,7 +29,11 @@ class Logger(Protocol):
         """
 
     def close(self) -> None:
-        """End: the run has ended, or has been stopped."""
+        """End: the run has ended.
+
+        After an error, or where a signal has stopped the run, `abort(error)` is called in its
+        place, if the logger has it.
+        """
 
 
 class Loggers:
@@ -45,8 +50,17 @@ class Loggers:
     def __enter__(self) -> "Loggers":
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._call("close")
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for logger in list(self._loggers):
+            if error is not None and hasattr(logger, "abort"):
+                self._call_one(logger, "abort", error)
+            else:
+                self._call_one(logger, "close")
 
     def start(self, settings: dict[str, Any], step: int) -> None:
         """Begin: see `Logger`."""
@@ -58,12 +72,15 @@ class Loggers:
 
     def _call(self, method: str, *args: Any) -> None:
         for logger in list(self._loggers):
-            try:
-                getattr(logger, method)(*args)
-            except Exception as error:  # whatever a tracking server may be short of
-                self._loggers.remove(logger)
-                name, reason = type(logger).__name__, first_line(error)
-                self._note(f"note: {name}.{method} fails, and is left out from here: {reason}")
+            self._call_one(logger, method, *args)
+
+    def _call_one(self, logger: Logger, method: str, *args: Any) -> None:
+        try:
+            getattr(logger, method)(*args)
+        except Exception as error:  # whatever a tracking server may be short of
+            self._loggers.remove(logger)
+            name, reason = type(logger).__name__, first_line(error)
+            self._note(f"note: {name}.{method} fails, and is left out from here: {reason}")
 
 
 class MLflow:
@@ -100,8 +117,12 @@ class MLflow:
             found.experiment_id if found else self._client.create_experiment(self._experiment)
         )
         self._run = self._client.create_run(experiment, run_name=self._run_name).info.run_id
-        for key, value in settings.items():
-            self._client.log_param(self._run, key, value)
+        try:
+            for key, value in settings.items():
+                self._client.log_param(self._run, key, value)
+        except Exception as error:  # it is not called again
+            self.abort(error)
+            raise
 
     def write(self, row: Row) -> None:
         """Log every number of an epoch's row, at its step."""
@@ -113,3 +134,9 @@ class MLflow:
         """Tell MLflow that the run has ended."""
         if self._run:
             self._client.set_terminated(self._run)
+
+    def abort(self, error: BaseException) -> None:
+        """Tell MLflow that the run has failed, or that a signal has stopped it."""
+        if self._run:
+            is_stopped = isinstance(error, StoppedError | KeyboardInterrupt)
+            self._client.set_terminated(self._run, "KILLED" if is_stopped else "FAILED")

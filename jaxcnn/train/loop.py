@@ -173,6 +173,7 @@ def _resume(setup: Setup, run: Record, display: Display) -> tuple[Setup, int, Pr
         return setup, 0, progress
     step, is_over = int(state.step), _is_over(progress.epoch, setup.config, run.rows())
     display.print(report.resume_message(progress, step, is_over))
+    display.resume(run.rows())
     return setup.starting_from(state), step, progress
 
 

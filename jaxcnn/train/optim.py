@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jaxcnn.config import check_choice
+from jaxcnn.config import check_choice, get_default_config
 from jaxcnn.errors import ConfigError
 from jaxcnn.registry import call_entry
 from jaxcnn.train.protocol import check_learning_rate
@@ -145,6 +145,16 @@ _USERS = (
     ("final_rate", 0.0, "schedule", ("cosine", "linear")),
     ("momentum", 0.0, "optimizer", ("sgd", "nesterov", "muon")),
 )
+_OF_AN_OPTIMIZER = (  # but for the rate, which config files have
+    "schedule",
+    "warmup_epochs",
+    "final_rate",
+    "rate_steps",
+    "momentum",
+    "weight_decay",
+    "weight_decay_on",
+    "clip_norm",
+)
 _NEEDS = (("schedule", "steps", "rate_steps"), ("optimizer", "nesterov", "momentum"))
 
 
@@ -176,6 +186,21 @@ def check_recipe(config: ConfigDict) -> None:
             f"config.warmup_epochs is {config.warmup_epochs}, but schedule 'one_cycle' has its own "
             "warm-up; leave it at 0.0"
         )
+
+
+def check_no_recipe(config: ConfigDict) -> None:
+    """Check that a config leaves the recipe to an optimizer that is given as an object.
+
+    Raises:
+        ConfigError: with the setting that would have no effect.
+    """
+    for key, default in get_default_config().items():
+        if key in _OF_AN_OPTIMIZER and config[key] != default:
+            raise ConfigError(
+                f"config.{key} is {config[key]!r}, which has no effect on an optimizer that is an "
+                f"object; leave it at {default!r}, and give it to that, as in "
+                "optax.sgd(0.1, momentum=0.9)"
+            )
 
 
 def create_schedule(config: ConfigDict, num_steps: int) -> Schedule:

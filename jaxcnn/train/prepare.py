@@ -16,9 +16,16 @@ from jaxcnn.data.pipeline import batch_sizes, epoch_sizes
 from jaxcnn.data.stream import check_grain, choose_loading
 from jaxcnn.errors import ConfigError
 from jaxcnn.keys import Purpose, derive_key
-from jaxcnn.models import MODELS, Normalized, describe_model, is_own_model
+from jaxcnn.models import (
+    MODELS,
+    Normalized,
+    describe_model,
+    is_own_model,
+    without_normalization,
+)
 from jaxcnn.registry import call_entry
-from jaxcnn.train.optim import check_recipe, create_optimizer
+from jaxcnn.train import processes
+from jaxcnn.train.optim import check_no_recipe, check_recipe, create_optimizer
 from jaxcnn.train.parallel import DataParallel
 from jaxcnn.train.protocol import (
     check_augmentation,
@@ -31,7 +38,7 @@ from jaxcnn.train.protocol import (
 )
 from jaxcnn.train.sets import load_sets
 from jaxcnn.train.setup import Setup
-from jaxcnn.train.state import create_train_state
+from jaxcnn.train.state import TrainState, create_train_state
 
 
 def prepare(
@@ -104,13 +111,25 @@ def prepare(
         loading=loading,
         optimizer=optimizer,
         shapes=parallel.shapes(traced),
-        create_state=lambda: parallel.replicate(parallel.compile_and_run(traced)),
+        create_state=lambda: parallel.replicate(_of_the_first(parallel.compile_and_run(traced))),
         settings=settings,
         **sets._asdict(),
         **built._asdict(),
     )
+    if model is not None and config.num_classes not in (0, setup.num_logits):
+        raise ConfigError(
+            f"config.num_classes is {config.num_classes}, but a {type(model).__name__} with "
+            f"{setup.num_logits} logits was given; leave it at 0"
+        )
     _check_padding(setup)
     return setup
+
+
+def _of_the_first(state: TrainState) -> TrainState:
+    """Return the first process's state in every one: unlike processors may draw others."""
+    if not processes.are_several():
+        return state
+    return processes.share_arrays(jax.device_get(state))
 
 
 def _check_settings(config: ConfigDict, model: Any, optimizer: Any) -> None:
@@ -119,13 +138,17 @@ def _check_settings(config: ConfigDict, model: Any, optimizer: Any) -> None:
         validate_config(config)
     else:
         check_values(config)
-        if config.recompute:
-            raise ConfigError(
-                "config.recompute is True, but applies to models that the config names, and a "
-                f"{type(model).__name__} was given; create that with recompute=True, if it has it"
-            )
+        for key, value in (("recompute", True), ("implementation", config.implementation)):
+            if config[key]:
+                raise ConfigError(
+                    f"config.{key} is {value!r}, but applies to models that the config names, and "
+                    f"a {type(model).__name__} was given; create that with {key}={value!r}, if it "
+                    "has it"
+                )
     if optimizer is None:
         check_recipe(config)
+    else:
+        check_no_recipe(config)
     if config.data_loading == "stream":
         check_grain("config.data_loading is 'stream'")
     if config.normalization != "none" and isinstance(model, Normalized):
@@ -173,9 +196,13 @@ def _build_model(
     if given is not None or not is_own_model(config.model):
         shape = _image_shape(config, train)
         check_model(model, shape, num_classes, num_mapped, DTYPES[config.dtype])
-    described = None if given is None else describe_model(model)
-    normalization = None if config.normalization == "none" else channel_statistics(train.images)
-    if normalization is not None:
+    described = None if given is None else describe_model(without_normalization(model))
+    normalization = None
+    if isinstance(model, Normalized):
+        mean, std = (tuple(map(float, numbers)) for numbers in (model.mean, model.std))
+        normalization = ChannelStatistics(mean, std)
+    elif config.normalization != "none":
+        normalization = channel_statistics(train.images)
         model = Normalized(model, *normalization)
     return _Built(set_axis_name(model, parallel.axis_name), described, normalization)
 

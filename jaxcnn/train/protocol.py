@@ -85,7 +85,7 @@ def check_model(
     state = _trace_init(traced, name, image_shape, dtype)
     images = jax.ShapeDtypeStruct((_BATCH, *image_shape), dtype)
     for logits in _trace_apply(traced, name, state, images):
-        _check_logits(name, logits, num_classes)
+        _check_logits(name, logits, num_classes, dtype)
     if state.batch_stats and num_devices > 1 and not _has_axis_name(model):
         raise ConfigError(
             f"{name} has batch_stats but no field axis_name, so {num_devices} devices cannot share "
@@ -120,7 +120,8 @@ def check_padding(model: nn.Module, image_shape: tuple[int, int, int], what: str
 
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with nn.intercept_methods(look):
-        jax.eval_shape(set_axis_name(model, None).init, jax.random.key(0), images)
+        init = partial(set_axis_name(model, None).init, train=False)
+        jax.eval_shape(init, jax.random.key(0), images)
     if found:
         raise ConfigError(
             f"{what} is padded, which would count in the batch statistics of "
@@ -166,7 +167,7 @@ def _trace_apply(
     return in_training, _trace(call, partial(model.apply, train=False), state.variables, images)
 
 
-def _check_logits(name: str, logits: Any, num_classes: int) -> None:
+def _check_logits(name: str, logits: Any, num_classes: int, dtype: DTypeLike) -> None:
     if not isinstance(logits, jax.ShapeDtypeStruct):
         raise ConfigError(f"{name} returns a {type(logits).__name__}; it must return logits [N, K]")
     shape = logits.shape
@@ -177,6 +178,12 @@ def _check_logits(name: str, logits: Any, num_classes: int) -> None:
         )
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ConfigError(f"{name} returns logits of {logits.dtype}; they must be floating point")
+    most = jnp.promote_types(dtype, jnp.float32)
+    if logits.dtype.itemsize > most.itemsize:
+        raise ConfigError(
+            f"{name} returns logits of {logits.dtype} for images of {jnp.dtype(dtype)}; they must "
+            f"be {most} at most: convert them, or give config.dtype='float64'"
+        )
 
 
 def check_optimizer(optimizer: optax.GradientTransformation, params: Any) -> None:

@@ -54,7 +54,11 @@ def test_it_goes_on_to_another_epoch(folder, capsys):
         ({"momentum": 0.0}, {}, "momentum was 0.9 and is 0.0"),
         ({"seed": 1, "batch_size": 16}, {}, "batch_size was 32 and is 16; seed was 0 and is 1"),
         # Keys that the version did not know had today's defaults.
-        ({}, {"optimizer": optax.sgd(0.1)}, "optimizer was 'sgd' and is 'object Gradient"),
+        (
+            {"momentum": 0.0},
+            {"optimizer": optax.sgd(0.1)},
+            "momentum was 0.9 and is 0.0; optimizer was 'sgd' and is 'object Gradient",
+        ),
     ],
 )
 def test_another_setting_is_refused(folder, changes, objects, message):

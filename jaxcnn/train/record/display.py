@@ -4,7 +4,7 @@ import contextlib
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -17,6 +17,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from jaxcnn.train.record.logs import Row
 
 _PLAIN_SECONDS = 30.0  # between two lines within an epoch, where the output is not a terminal
 _LIVE_WIDTH = 60  # columns of a terminal that has room for the live line
@@ -93,8 +95,8 @@ class Display:
         """Print lines that stay; a failure to print does not stop the run."""
         if self.console.is_terminal:
             text = "\n".join(map(self._wrap, text.splitlines()))
-        with contextlib.suppress(OSError):
-            self.console.print(text, markup=False, soft_wrap=True)
+        with contextlib.suppress(OSError, UnicodeError):
+            self.console.print(text, markup=False, emoji=False, soft_wrap=True)
 
     def _wrap(self, line: str) -> str:
         """Break a line between words, and nowhere else: a path stays whole."""
@@ -105,6 +107,9 @@ class Display:
             break_on_hyphens=False,
             drop_whitespace=len(line) > self.console.width,
         )
+
+    def resume(self, rows: Sequence[Row]) -> None:
+        """Take the results of the epochs that an earlier start has finished."""
 
     @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 import base64
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -24,7 +25,8 @@ def is_in_notebook() -> bool:
     """Return whether this is Jupyter, where what is shown goes to a cell."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
-    return type(shell).__name__ == "ZMQInteractiveShell"
+    names = {kind.__name__ for kind in type(shell).__mro__}  # Colab's has a class of its own
+    return "ZMQInteractiveShell" in names
 
 
 class NotebookDisplay(Display):
@@ -40,6 +42,10 @@ class NotebookDisplay(Display):
         self._rows: list[Row] = []
         self._handles: dict[str, Any] = {}
         self._is_drawn, self._draw_time, self._draw_seconds = True, 0.0, _DRAW_SECONDS
+
+    def resume(self, rows: Sequence[Row]) -> None:
+        """Let the curves begin with the epochs that an earlier start has finished."""
+        self._rows = list(rows)
 
     def step(self, epoch: int, step: int, rate: float, means: Means) -> None:
         """Show the latest step whose metrics are known."""

@@ -10,6 +10,7 @@ from jaxcnn.data.dataset import is_constant, row_slices
 from jaxcnn.data.pipeline import batch_sizes
 from jaxcnn.models.normalized import describe_normalization
 from jaxcnn.ops import cpu
+from jaxcnn.train.finetune import PartlyFrozen
 from jaxcnn.train.processes import are_several
 from jaxcnn.train.record.logs import Row, best_row, evaluated_split
 from jaxcnn.train.record.progress import Progress
@@ -57,7 +58,8 @@ def _processes() -> str:
 
 
 def _normalization(setup: Setup) -> str:
-    numbers = describe_normalization(setup.model)
+    model = setup.model.model if isinstance(setup.model, PartlyFrozen) else setup.model
+    numbers = describe_normalization(model)
     return "" if numbers == "none" else f"normalized per channel: {numbers}\n"
 
 

@@ -288,7 +288,7 @@ class Workdir:
             f"{key} was {config.get(key)!r} and is {now['config'].get(key)!r}"
             for key in sorted(config.keys() | now["config"].keys())
             if config.get(key) != now["config"].get(key) and key not in may_change
-        ]
+        ] + _changed_facts(before, now)
         if changes:
             raise ConfigError(
                 f"the workdir {self.name!r} holds a run with other settings: "
@@ -302,6 +302,31 @@ class Workdir:
                 "although the settings are the same; give another --workdir or the same data"
             )
         return starts
+
+
+def _changed_facts(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return what differs that no setting tells, as far as both records have it."""
+    names = {"class_names": "the list of classes", "normalization": "the normalization"}
+    changes = [
+        f"{name} was {before[key]!r} and is {now[key]!r}"
+        for key, name in names.items()
+        if key in before and key in now and before[key] != now[key]
+    ]
+    return changes + _model_changes(before.get("module"), now.get("module"))
+
+
+def _model_changes(was: dict[str, Any] | None, now: dict[str, Any] | None) -> list[str]:
+    """Return what differs between two models that were given as objects."""
+    if not was or not now:
+        return []
+    if was["name"] != now["name"]:
+        return [f"the model was {was['name']!r} and is {now['name']!r}"]
+    old, new = was["fields"], now["fields"]
+    return [
+        f"the model's {field} was {old[field]!r} and is {new[field]!r}"
+        for field in sorted(old.keys() & new.keys())  # another version may have other fields
+        if old[field] != new[field]
+    ]
 
 
 def what_is_left(step: int) -> str:

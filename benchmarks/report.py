@@ -23,6 +23,13 @@ NAMES = {
     "resnet18": "ResNet18, 96 px",
     "vgg": "narrow VGG, 224 px",
     "vgg11": "VGG-11, 224 px",
+    "alexnet": "AlexNet, 224 px",
+    "nin": "NiN, 224 px",
+    "googlenet": "GoogLeNet, 96 px",
+    "resnet34": "ResNet34, 96 px",
+    "resnet50": "ResNet50, 96 px",
+    "resnext50": "ResNeXt50, 96 px",
+    "densenet": "DenseNet, 96 px",
 }
 COLORS = {"jaxcnn": "#3366aa", "torch": "#cc5522", "xla": "#999999"}
 LABELS = {"jaxcnn": "jaxcnn", "torch": "PyTorch", "xla": "jaxcnn with XLA's own convolutions"}

@@ -3,7 +3,7 @@
 python train.py --config configs/vgg11.py
 
 129 million parameters, some 16 times the work of the narrow VGG: for a GPU or TPU.
-Not yet trained; on a CPU only the variant 'smoke' is practical.
+Not trained; on a CPU only the variant 'smoke' is practical.
 """
 
 from ml_collections import ConfigDict

@@ -175,6 +175,11 @@ class Conv(CanPickle):
     def __call__(self, images: jax.Array) -> jax.Array:
         """Convolve images [N, H, W, I] to [N, H', W', features]."""
         check_floating(self, images)
+        if self.groups < 1 or images.shape[-1] % self.groups or self.features % self.groups:
+            raise ValueError(
+                f"groups={self.groups} must divide the {images.shape[-1]} channels of the images "
+                f"and the {self.features} of the output"
+            )
         channels = images.shape[-1] // self.groups
         shape = (*as_pair(self.kernel_size, "kernel_size"), channels, self.features)
         kernel = self.param("kernel", _kernel_init, shape, jnp.float32)
@@ -233,7 +238,7 @@ class Dense(CanPickle):
 
 
 class Dropout(nn.Module):
-    """Dropout with the masks of Flax's, on any number of devices those of one.
+    """Dropout with the masks of Flax's in 32-bit mode, on any number of devices those of one.
 
     For that, devices that share a batch have a common key: 'dropout', or 'dropout_of_batch' if both
     are given. Each draws the mask of the whole batch and takes the rows of its own examples.

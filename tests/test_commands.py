@@ -104,6 +104,17 @@ def test_evaluate_prints_scores_and_confusions(run, results):
     np.testing.assert_array_equal(confusion, expected.confusion)
 
 
+def test_evaluate_says_of_the_best_what_chose_it(run, results, tmp_path):
+    two = shutil.copytree(run, tmp_path / "two")
+    rows = rows_of(run)
+    text = "".join(f"{json.dumps(row)}\n" for row in [*rows, rows[0] | {"epoch": 2}])
+    (two / "metrics.jsonl").write_text(text)
+    for folder, options, is_told in ((two, (), True), (two, ("--which", "last"), False)):
+        out = results("evaluate", folder, *options)
+        assert any(line.startswith("note      the best of several") for line in out) == is_told
+    assert not any(line.startswith("note") for line in results("evaluate", run))
+
+
 def test_evaluate_as_json(run, results):
     [line] = results("evaluate", run, "--json", "--which", "last")
     found, [row] = json.loads(line), rows_of(run)

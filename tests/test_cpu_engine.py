@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -532,11 +533,12 @@ def test_a_probe_that_could_not_run_is_run_again_next_time(monkeypatch, tmp_path
 
 def test_the_probe_runs_without_the_users_settings_of_jax(monkeypatch):
     """The verdict is kept for every other process."""
-    names, given = ("XLA_FLAGS", "JAX_ENABLE_X64", "JAX_COMPILATION_CACHE_DIR"), {}
+    names = ("XLA_FLAGS", "JAX_ENABLE_X64", "JAX_COMPILATION_CACHE_DIR", "PYTHONOPTIMIZE")
+    given = {}
 
     def run(command, *, env, **options):
         given.update(env)
-        return subprocess.CompletedProcess(command, 0, stdout="right\n")
+        return subprocess.CompletedProcess(command, 0, stdout="begun\nright\n")
 
     monkeypatch.setattr(subprocess, "run", run)
     for name in names:
@@ -544,6 +546,34 @@ def test_the_probe_runs_without_the_users_settings_of_jax(monkeypatch):
     assert probe._run_probe() == probe._MOST
     assert given["JAX_PLATFORMS"] == "cpu"
     assert not given.keys() & names
+
+
+@pytest.mark.parametrize(
+    ("status", "printed"), [(1, ""), (0, ""), (-6, ""), (-9, "begun\n"), (-15, "begun\nright\n")]
+)
+def test_what_says_nothing_of_the_calls_is_not_kept(monkeypatch, tmp_path, status, printed):
+    """As where memory is short, or JAX cannot be imported in another process."""
+    monkeypatch.setenv("XDG_CACHE_HOME", f"{tmp_path}")
+    done = subprocess.CompletedProcess("probe.py", status, stdout=printed)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    words = "not in use: the probe ended before it could try the calls"
+    assert probe.verdict.__wrapped__() == words
+    assert not probe._verdict_file().exists()
+
+
+def test_without_source_files_xla_computes(monkeypatch, tmp_path):
+    def fail():
+        raise AssertionError("the probe is run")
+
+    monkeypatch.setattr(probe, "_run_probe", fail)
+    for change in (
+        (sys, "frozen", True),
+        (probe, "_CALLS", tmp_path / "onednn.py"),
+        (probe, "__file__", str(tmp_path / "archive.zip" / "probe.pyc")),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(*change, raising=False)
+            assert probe.verdict.__wrapped__().startswith("not in use: jaxcnn is not there as sour")
 
 
 LATE = "import atexit, os, sys; atexit.register(lambda: (sys.stdout.flush(), os._exit(3)))"
@@ -740,11 +770,59 @@ def test_pooling_of_other_dtypes_and_its_gradient(op, shape, window, dtype):
         jax.tree.map(np.testing.assert_array_equal, ours, xlas)
 
 
-def test_max_pool_is_xlas_on_accelerators_and_not_on_cpu():
-    grad = jax.grad(lambda x: ops.max_pool(x, 2).sum())
+def test_pooling_is_xlas_on_accelerators_and_not_on_cpu():
     for platform, expected in (("cpu", False), ("tpu", True), ("cuda", True)):
-        _, text = uses(grad, random(2, 4, 4, 1), platform=platform)
-        assert ("select_and_scatter" in text) == expected
+        for call, words in (
+            (jax.grad(lambda x: ops.max_pool(x, 2).sum()), "select_and_scatter"),
+            (lambda x: ops.avg_pool(x, 2), "reduce_window"),
+        ):
+            _, text = uses(call, random(2, 4, 4, 1), platform=platform)
+            assert (words in text) == expected
+
+
+@pytest.mark.parametrize("window", [(2,), (3, 2, 1)], ids=["tiles", "halves"])
+def test_the_derivative_of_a_maximum_that_is_nan_is_of_that_pixel(window):
+    for place in ((0, 0), (0, 1), (1, 1)):
+        x = jnp.arange(16.0).reshape(1, 4, 4, 1).at[0, *place, 0].set(jnp.nan)
+        y, dx = jax.value_and_grad(lambda x: ops.max_pool(x, *window)[0, 0, 0, 0])(x)
+        assert jnp.isnan(y)
+        assert np.argwhere(dx[0, :, :, 0]).tolist() == [list(place)]
+
+
+def test_the_counts_of_windows_are_no_constant_as_large_as_the_batch():
+    pool = partial(ops.avg_pool, window=3, strides=1, padding=1, count_include_pad=False)
+    x = jnp.zeros((64, 32, 32, 64))
+    assert len(jax.jit(pool).lower(x).as_text()) < 30_000
+    (n,) = jax.export.symbolic_shape("n")
+    free = jax.ShapeDtypeStruct((n, 4, 4, 1), jnp.float32)
+    called = jax.export.export(jax.jit(pool))(free).call(random(2, 4, 4, 1))
+    np.testing.assert_allclose(called, pool(random(2, 4, 4, 1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "strides", "padding"),
+    [(1, 1, 5, 2), (3, 1, 7, 2), (2, 2, 6, 5), (1, 3, 9, 4)],
+)
+def test_images_that_few_windows_meet_have_a_gradient(size, kernel, strides, padding):
+    x, k = random(1, size, size, 16), random(kernel, kernel, 16, 8)
+
+    def gradient(implementation):
+        conv = partial(ops.conv2d, strides=strides, padding=padding, implementation=implementation)
+        return jax.jit(jax.grad(lambda x: (conv(x, k) ** 2).sum()))(x)
+
+    np.testing.assert_allclose(gradient("auto"), gradient("xla"), rtol=1e-4, atol=1e-4)
+
+
+def test_results_are_as_firm_in_their_dtype_as_xlas():
+    images, kernel, bias = jnp.full((1, 8, 8, 1), 0.5), random(3, 3, 1, 4), random(4)
+    assert images.weak_type
+    for given in ((images, kernel), (images, kernel, bias), (images, images[0, :3, :3, :, None])):
+        for activation in (None, nn.sigmoid):
+            ours, xlas = (
+                ops.conv2d(*given, activation=activation, implementation=word)
+                for word in ("auto", "xla")
+            )
+            assert (ours.dtype, ours.weak_type) == (xlas.dtype, xlas.weak_type)
 
 
 def test_max_pool_in_a_fused_step_has_one_winner_in_each_window():

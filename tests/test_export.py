@@ -335,6 +335,11 @@ class Sorts(nn.Module):
         x = nn.Dense(4)(x.mean(axis=(1, 2)))
         if self.kind == "scan":
             return nn.RNN(nn.SimpleCell(4))(x[:, None])[:, 0]
+        if self.kind == "twice":
+            both = jnp.concatenate([x, 2 * x])
+            token = self.param("token", nn.initializers.normal(), (1, 4))
+            token = jnp.broadcast_to(token, both.shape)
+            return (jnp.concatenate([both, token], axis=1).reshape((2, -1, 8))).sum(0)
         if self.kind == "transposed":
             return nn.ConvTranspose(4, (3,), strides=(2,))(x[:, None])[:, 0]
         return jnp.sort(x, axis=-1)
@@ -349,6 +354,7 @@ class Sorts(nn.Module):
             "transposed",
             "operation conv_general_dilated that is transposed in Sorts/ConvTranspose_0",
         ),
+        ("twice", "with a size of 2*n, which is not the batch's"),
     ],
 )
 def test_operations_that_onnx_lacks_are_named(kind, words, tmp_path):

@@ -700,16 +700,28 @@ def test_classes_without_training_images_are_told(tmp_path, capsys):
 # TFDS
 
 
-def prepare_tfds(data_dir, splits, version="1.2.0"):
-    """Prepare a data set of random colour pictures; return pixels and labels of each split."""
+def prepare_tfds(data_dir, splits, version="1.2.0", more=(), keys=None, channels=3):
+    """Prepare a data set of random pictures; return pixels and labels of each split.
+
+    Args:
+        data_dir: TFDS's.
+        splits: the number of pictures in each.
+        version: of the data set.
+        more: names of further labels.
+        keys: the supervised keys.
+        channels: of the pictures.
+    """
     made = {
-        split: [(RNG.integers(0, 256, (6, 6 + i % 2, 3), np.uint8), i % 3) for i in range(count)]
+        split: [
+            (RNG.integers(0, 256, (6, 6 + i % 2, channels), np.uint8), i % 3) for i in range(count)
+        ]
         for split, count in splits.items()
     }
+    names = ["cat", "dog", "eel"]
 
     def encode(pixels):
         file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "PNG")
+        Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(file, "PNG")
         file.seek(0)
         return file
 
@@ -721,11 +733,14 @@ def prepare_tfds(data_dir, splits, version="1.2.0"):
             def _info(self):
                 features = {
                     "file": tfds.features.Text(),
-                    "image": tfds.features.Image(shape=(None, None, 3)),
-                    "label": tfds.features.ClassLabel(names=["cat", "dog", "eel"]),
+                    "image": tfds.features.Image(shape=(None, None, channels)),
+                    "label": tfds.features.ClassLabel(names=names),
+                    **{name: tfds.features.ClassLabel(names=["a", "b"]) for name in more},
                 }
                 return tfds.core.DatasetInfo(
-                    builder=self, features=tfds.features.FeaturesDict(features)
+                    builder=self,
+                    features=tfds.features.FeaturesDict(features),
+                    supervised_keys=keys,
                 )
 
             def _split_generators(self, _):
@@ -733,7 +748,8 @@ def prepare_tfds(data_dir, splits, version="1.2.0"):
 
             def _generate_examples(self, split):
                 for i, (pixels, label) in enumerate(made[split]):
-                    yield i, {"file": f"{i}", "image": encode(pixels), "label": label}
+                    others = dict.fromkeys(more, 1)
+                    yield i, {"file": f"{i}", "image": encode(pixels), "label": label} | others
 
     with contextlib.redirect_stdout(io.StringIO()):
         Pets(data_dir=data_dir).download_and_prepare(file_format="array_record")
@@ -766,6 +782,56 @@ def test_a_prepared_set_without_a_test_split_is_split(tmp_path):
         load_dataset("tfds:pets", split, tmp_path, image_size=6) for split in ("train", "test")
     ]
     assert [np.bincount(each.labels).tolist() for each in splits] == [[8] * 3, [2] * 3]
+
+
+@OPENCV
+def test_a_class_with_one_picture_cannot_be_split(tmp_path):
+    prepare_tfds(tmp_path, {"train": 4})
+    with pytest.raises(DataError, match="no test split, and a single picture of the class 'dog'"):
+        load_dataset("tfds:pets", "train", tmp_path, image_size=6)
+
+
+@OPENCV
+def test_of_several_labels_the_supervised_one_is_taken(tmp_path):
+    more = ("coarse_label", "author")
+    made = prepare_tfds(tmp_path, {"train": 6, "test": 3}, more=more, keys=("image", "label"))
+    data = load_dataset("tfds:pets", "train", tmp_path, image_size=6)
+    assert data.class_names == ("cat", "dog", "eel")
+    assert sorted(data.labels) == sorted(label for _, label in made["train"])
+    prepare_tfds(tmp_path / "none", {"train": 6, "test": 3}, more=more)
+    with pytest.raises(DataError, match="3 features of the kind ClassLabel, and no supervised key"):
+        load_dataset("tfds:pets", "train", tmp_path / "none", image_size=6)
+
+
+@OPENCV
+def test_emnist_of_tfds_is_turned_upright_and_named(tmp_path):
+    for config in ("digits", "letters", "other"):
+        made = prepare_tfds(tmp_path / config, {"train": 6, "test": 3}, channels=1)
+        (tmp_path / config / "emnist" / config).mkdir(parents=True)
+        (tmp_path / config / "pets" / "1.2.0").rename(
+            tmp_path / config / "emnist" / config / "1.2.0"
+        )
+        name = f"tfds:emnist/{config}"
+        if config == "letters":  # whose labels begin with 1
+            with pytest.raises(DataError, match="labels from 0 to 2; EMNIST's of this name"):
+                load_dataset(name, "train", tmp_path / config, image_size=6)
+            continue
+        data = load_dataset(name, "train", tmp_path / config, image_size=6, aspect_ratio="pad")
+        is_emnist = config == "digits"
+        assert data.class_names == (tuple("0123456789") if is_emnist else ("cat", "dog", "eel"))
+        turn = np.swapaxes if is_emnist else lambda pixels, *_: pixels
+        expected = {fit_picture(turn(x, 0, 1), 6, "", "pad").tobytes() for x, _ in made["train"]}
+        assert {x.tobytes() for x in data.images} == expected
+        assert data.images.shape[3] == 1
+
+
+@OPENCV
+def test_what_a_prepared_set_lacks_or_has_twice_is_noted(tmp_path, capsys):
+    prepare_tfds(tmp_path, {"train": 6, "test": 2, "extra": 3})
+    load_dataset("tfds:pets", "train", tmp_path, image_size=6)
+    told = capsys.readouterr().err
+    assert "splits left out: 'extra'" in told
+    assert "1 class without test images: 'eel'" in told
 
 
 @OPENCV

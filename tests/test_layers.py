@@ -107,6 +107,12 @@ def test_activation_of_dense_is_that_of_its_output(activation):
     np.testing.assert_array_equal(actual, activation(Dense(4).apply(variables, x)))
 
 
+@pytest.mark.parametrize(("features", "groups"), [(6, 4), (5, 2), (6, 0), (6, 8)])
+def test_groups_that_do_not_divide_the_channels_are_refused(features, groups):
+    with pytest.raises(ValueError, match=f"groups={groups} must divide the 4 channels of the imag"):
+        Conv(features, 3, groups=groups).init(jax.random.key(0), jnp.zeros((1, 5, 5, 4)))
+
+
 def test_conv_takes_dilation_groups_and_named_padding():
     images = np.random.default_rng(0).standard_normal((2, 9, 9, 4)).astype(np.float32)
     layer = Conv(6, (3, 2), padding="same", dilation=(1, 2), groups=2)

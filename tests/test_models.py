@@ -125,6 +125,32 @@ def test_parameter_counts_of_the_rest_of_chapter_8_by_hand():
     assert TABLE["densenet"][1:] == (densenet + 2 * averages + dense(channels, 10), 2 * averages)
 
 
+def test_parameter_counts_of_googlenet_and_vgg11_by_hand():
+    def inception(i, c1, c2, c3, c4):
+        count = conv(1, i, c1) + conv(1, i, c2[0]) + conv(3, *c2) + conv(1, i, c3[0])
+        return count + conv(5, *c3) + conv(1, i, c4), c1 + c2[1] + c3[1] + c4
+
+    googlenet, channels = conv(7, 1, 64) + conv(1, 64, 64) + conv(3, 64, 192), 192
+    for branches in (  # d2l 8.4.2
+        (64, (96, 128), (16, 32), 32),
+        (128, (128, 192), (32, 96), 64),
+        (192, (96, 208), (16, 48), 64),
+        (160, (112, 224), (24, 64), 64),
+        (128, (128, 256), (24, 64), 64),
+        (112, (144, 288), (32, 64), 64),
+        (256, (160, 320), (32, 128), 128),
+        (256, (160, 320), (32, 128), 128),
+        (384, (192, 384), (48, 128), 128),
+    ):
+        count, channels = inception(channels, *branches)
+        googlenet += count
+    assert TABLE["googlenet"][1] == googlenet + dense(1024, 10)
+    vgg11 = conv(3, 1, 64) + conv(3, 64, 128) + conv(3, 128, 256) + conv(3, 256, 256)
+    vgg11 += conv(3, 256, 512) + 3 * conv(3, 512, 512)
+    vgg11 += dense(7 * 7 * 512, 4096) + dense(4096, 4096) + dense(4096, 10)
+    assert TABLE["vgg11"][1] == vgg11
+
+
 def test_inception_has_four_branches():
     """Of 480 channels d2l makes 192, 208, 48 and 64."""
     block = Inception(192, (96, 208), (16, 48), 64)
@@ -151,6 +177,13 @@ def test_a_dense_block_hands_its_input_on():
     np.testing.assert_array_equal(y[..., :3], x)
     kernels = [variables["params"][f"conv{i}"]["kernel"].shape for i in (1, 2)]
     assert kernels == [(3, 3, 3, 10), (3, 3, 13, 10)]
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(40, 16), (24, 16), (8, 16), (8, 0)])
+def test_channels_that_groups_do_not_divide_are_refused(channels, groups):
+    block = ResNeXtBlock(channels, groups)
+    with pytest.raises(ValueError, match=f"{channels} channels cannot be divided into groups of"):
+        jax.eval_shape(block.init, jax.random.key(0), jnp.zeros((1, 9, 9, channels)))
 
 
 @pytest.mark.parametrize(

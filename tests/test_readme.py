@@ -16,6 +16,7 @@ from jaxcnn.cli.main import main
 from jaxcnn.config import get_default_config, validate_config
 from jaxcnn.export import export_model
 from jaxcnn.models import LeNet
+from jaxcnn.train.optim import check_recipe
 
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
@@ -99,7 +100,9 @@ def test_an_example_of_a_recipe_is_accepted():
     (code,) = examples_of("settings.md")
     names = {}
     exec(code, names)
-    validate_config(names["get_config"]())
+    config = names["get_config"]()
+    validate_config(config)
+    check_recipe(config)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -1,5 +1,7 @@
 """The parts of a recipe: rates, optimizers, losses, averages, augmentation; against references."""
 
+import contextlib
+import dataclasses
 import json
 import math
 import signal
@@ -14,7 +16,7 @@ from flax import linen as nn
 from scipy import ndimage
 
 import jaxcnn
-from jaxcnn.config import get_default_config
+from jaxcnn.config import get_default_config, smoke
 from jaxcnn.data import AUGMENTATIONS, MIXINGS, Dataset
 from jaxcnn.data.augment import parse_augmentation
 from jaxcnn.errors import ConfigError, StoppedError
@@ -22,7 +24,7 @@ from jaxcnn.layers import BatchNorm, Conv, Dense, flatten
 from jaxcnn.models import predict_logits
 from jaxcnn.train import TrainState, create_optimizer, create_train_state, eval_step, train_step
 from jaxcnn.train.loss import balance, cross_entropy
-from jaxcnn.train.optim import create_schedule, learning_rates
+from jaxcnn.train.optim import learning_rates
 from jaxcnn.train.prepare import prepare
 from jaxcnn.train.step import update_ema
 
@@ -91,10 +93,45 @@ def test_schedules_after_a_warm_up(word):
 @pytest.mark.usefixtures("optax_promotes")
 def test_one_cycle():
     """PyTorch's phases end after steps 0.3 n - 1 and n - 1; Optax's after 0.3 n and n."""
-    schedule = create_schedule(config_of(schedule="one_cycle", learning_rate=0.5), 100)
-    rates = [float(schedule(step)) for step in (0, 15, 30, 65, 100)]
-    middle = (0.5 + 0.5 / 25 / 1e4) / 2
-    np.testing.assert_allclose(rates, [0.02, 0.26, 0.5, middle, 0.5 / 25 / 1e4], rtol=1e-4)
+    low, high, end = 0.5 / 25, 0.5, 0.5 / 25 / 1e4
+
+    def between(first, last, share):
+        return first + (last - first) * (1 - math.cos(math.pi * share)) / 2
+
+    expected = [between(low, high, step / 30) for step in range(30)]
+    expected += [between(high, end, (step - 30) / 70) for step in range(30, 100)]
+    rates = learning_rates(config_of(schedule="one_cycle", learning_rate=0.5), 100)
+    np.testing.assert_allclose(rates, expected, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("optax_promotes")
+@pytest.mark.parametrize(
+    ("changes", "is_accepted"),
+    [
+        ({}, True),
+        ({"warmup_epochs": 0.5}, True),
+        ({"schedule": "steps", "rate_steps": (2,), "warmup_epochs": 0.75}, True),
+        ({"schedule": "linear"}, False),
+        ({"schedule": "cosine", "warmup_epochs": 1.0}, False),
+        ({"schedule": "one_cycle"}, False),
+    ],
+)
+def test_more_epochs_where_the_rates_stay(sample_setup, changes, is_accepted):
+    setup = dataclasses.replace(sample_setup, config=config_of(num_epochs=6, **changes))
+    setup.check_resumed(setup.config.to_dict())
+    before = setup.config.to_dict() | {"num_epochs": 4}
+    with (
+        contextlib.nullcontext()
+        if is_accepted
+        else pytest.raises(ConfigError, match="changes the rates of schedule")
+    ):
+        setup.check_resumed(before)
+
+
+@pytest.fixture(scope="module")
+def sample_setup():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return prepare(smoke(get_default_config(), image_size=28))
 
 
 @pytest.mark.parametrize(
@@ -108,6 +145,7 @@ def test_one_cycle():
         ({"final_rate": 0.1}, "config.final_rate is 0.1, but schedule 'constant' has none; leave"),
         ({"optimizer": "adam", "momentum": 0.9}, "config.momentum is 0.9, but optimizer 'adam'"),
         ({"optimizer": "nesterov"}, "config.optimizer is 'nesterov', which needs config.momentum"),
+        ({"optimizer": "muon"}, "config.optimizer is 'muon', which needs config.momentum; give it"),
         ({"schedule": "one_cycle", "warmup_epochs": 1.0}, "'one_cycle' has its own warm-up"),
         (
             {"schedule": "steps", "rate_steps": (2, 4), "warmup_epochs": 2.0},
@@ -206,6 +244,46 @@ def test_muon_moves_kernels_by_orthogonal_matrices_and_the_rest_by_adam():
     by_adam, _ = adam.update(GRADS[0], adam.init(PARAMS), PARAMS)
     for layer, leaf in (("conv", "bias"), ("bn", "scale"), ("dense", "bias")):
         np.testing.assert_allclose(updates[layer][leaf], by_adam[layer][leaf], rtol=1e-5)
+
+
+def orthogonalize(matrix):
+    """Newton and Schulz's iteration, with the numbers of Jordan et al."""
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / np.sqrt((x**2).sum())
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+@pytest.mark.usefixtures("optax_promotes")
+@pytest.mark.parametrize("decays", ["all", "kernels"])
+def test_muon_by_hand(decays):
+    rate, decay, beta = 0.01, 0.1, 0.9
+    settings = {"learning_rate": rate, "momentum": beta, "weight_decay": decay}
+    moved = train_on(config_of(optimizer="muon", weight_decay_on=decays, **settings))
+
+    def by_hand(x, grads):
+        x, velocity = x.astype(np.float64).reshape(-1, x.shape[-1]), 0.0
+        for count, g in enumerate((g.reshape(x.shape) for g in grads), start=1):
+            velocity = beta * velocity + (1 - beta) * g
+            ahead = beta * velocity / (1 - beta ** (count + 1))
+            step = orthogonalize(ahead + (1 - beta) * g / (1 - beta**count))
+            x = x - rate * (0.2 * math.sqrt(max(x.shape)) * step + decay * x)
+        return x
+
+    for layer in ("conv", "dense"):
+        kernel = PARAMS[layer]["kernel"]
+        expected = by_hand(kernel, [grads[layer]["kernel"] for grads in GRADS])
+        found = np.asarray(moved[layer]["kernel"]).reshape(expected.shape)
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-5)
+    adam = optax.nadamw(rate, weight_decay=decay if decays == "all" else 0.0)
+    params, state = PARAMS, adam.init(PARAMS)
+    for grads in GRADS:
+        updates, state = adam.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    for layer, leaf in (("conv", "bias"), ("bn", "scale"), ("dense", "bias")):
+        np.testing.assert_allclose(moved[layer][leaf], params[layer][leaf], rtol=1e-5)
 
 
 @pytest.mark.usefixtures("optax_promotes")
@@ -483,6 +561,25 @@ def test_rotation_turns_as_scipy_does():
         ours = AUGMENTATIONS["rotation"](key, IMAGE, 30)
         inside = np.s_[2:-2, 3:-3]  # SciPy blends the edge with black differently
         np.testing.assert_allclose(ours[inside], turned[inside], atol=1e-4)
+        np.testing.assert_allclose(ours, turn(np.asarray(IMAGE), angle), atol=1e-4)
+
+
+def turn(image, degrees):
+    """Each pixel is a mean of the four around where it comes from; beyond the image is black."""
+    height, width = image.shape[:2]
+    sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
+    turned = np.zeros(image.shape)
+    for i in range(height):
+        for j in range(width):
+            y, x = i - (height - 1) / 2, j - (width - 1) / 2
+            row = cosine * y - sine * x + (height - 1) / 2
+            column = sine * y + cosine * x + (width - 1) / 2
+            for a in (math.floor(row), math.floor(row) + 1):
+                for b in (math.floor(column), math.floor(column) + 1):
+                    if 0 <= a < height and 0 <= b < width:
+                        share = (1 - abs(row - a)) * (1 - abs(column - b))
+                        turned[i, j] += share * image[a, b]
+    return turned
 
 
 def test_erasing_paints_over_one_rectangle():
@@ -495,6 +592,22 @@ def test_erasing_paints_over_one_rectangle():
         shares.append(changed.mean())
     assert max(shares) < 0.45
     assert np.mean(shares) > 0.1
+    sizes, noise = [], []
+    paint = jax.jit(
+        jax.vmap(lambda key: AUGMENTATIONS["erasing"](key, jnp.zeros((100, 100, 1)), 1))
+    )
+    for painted in np.asarray(paint(jax.random.split(jax.random.key(2), 300)))[..., 0]:
+        rows, columns = (np.flatnonzero(painted.any(axis)) for axis in (1, 0))
+        noise.append(painted[painted > 0])
+        if min(rows[0], columns[0]) > 0 and max(rows[-1], columns[-1]) < 99:
+            sizes.append((len(rows), len(columns)))
+    heights, widths = np.array(sizes).T
+    areas, ratios = heights * widths / 1e4, heights / widths
+    assert 0.015 < areas.min() < 0.04
+    assert 0.25 < ratios.min() < 0.5
+    assert 2 < ratios.max() < 4
+    found, _ = np.histogram(np.concatenate(noise), bins=10, range=(0, 1), density=True)
+    np.testing.assert_allclose(found, 1, atol=0.05)
     untouched = [(image == IMAGE).all() for image in draws("erasing", 200, strength=0.25)]
     assert 0.6 < np.mean(untouched) < 0.9
 
@@ -537,6 +650,21 @@ def test_mixup_by_hand():
         expected = share * images[n] + (1 - share) * images[n - 1]
         np.testing.assert_allclose(mixed[n], expected, rtol=1e-5)
         np.testing.assert_allclose(labels[n], share * targets[n] + (1 - share) * targets[n - 1])
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
+@pytest.mark.parametrize("name", MIXINGS)
+def test_shares_are_of_the_beta_distribution(name, alpha):
+    """Its mean is 1/2 and its variance 1 / (4 (2 alpha + 1)); cutmix cuts off at the border."""
+    images, targets = jnp.ones((2, 32, 32, 1)), jnp.eye(2)
+    mix = jax.jit(jax.vmap(lambda key: MIXINGS[name](key, images, targets, alpha)[1][0, 0]))
+    shares = np.asarray(mix(jax.random.split(jax.random.key(0), 400)))
+    if name == "mixup":
+        assert abs(shares.mean() - 0.5) < 0.07
+        assert abs(shares.var() * 4 * (2 * alpha + 1) - 1) < 0.2
+    else:
+        assert 0.55 < shares.mean() < 0.75  # what is cut off stays
+        assert shares.std() > 0.12
 
 
 @pytest.mark.parametrize("name", MIXINGS)
@@ -591,7 +719,7 @@ def test_flip_averaging():
 
 SMALL = {"epochs": 3, "batch_size": 16, "learning_rate": 0.02, "num_devices": 1}
 EVERYTHING = {
-    "optimizer": "nesterov",
+    "optimizer": "muon",  # whose state has a part for kernels and one for the rest
     "momentum": 0.9,
     "schedule": "cosine",
     "warmup_epochs": 0.5,
@@ -663,4 +791,10 @@ def test_patience_ends_a_run_once_and_for_all(tmp_path, capsys):
     assert "no better for 2 epochs" in capsys.readouterr().out
     again = jaxcnn.fit("lenet", train, test, **settings, workdir=tmp_path)
     assert again.history == run.history
+    stopped = tmp_path / "stopped"  # within the patience, after the second epoch
+    jaxcnn.fit("lenet", train, test, **settings | {"epochs": 2}, workdir=stopped)
+    resumed = jaxcnn.fit("lenet", train, test, **settings, workdir=stopped)
+    assert [row["epoch"] for row in resumed.history] == [1, 2, 3]
+    capsys.readouterr()
+    again = jaxcnn.fit("lenet", train, test, **settings, workdir=tmp_path)
     assert "already trained; nothing to do after epoch 3" in capsys.readouterr().out

@@ -18,6 +18,7 @@ from tensorboardX.proto.event_pb2 import Event
 import jaxcnn
 from conftest import CACHED, UNEVEN, Tiny, small_config
 from jaxcnn.config import get_default_config, smoke, to_settings
+from jaxcnn.data import load_fashion_mnist_sample
 from jaxcnn.data.pipeline import batch_sizes
 from jaxcnn.errors import ConfigError, TrainingError
 from jaxcnn.models import describe_model
@@ -285,7 +286,8 @@ def test_data_whose_results_are_worth_nothing_are_noted(prepared):
     train = prepared.train
     one = train._replace(labels=np.full_like(train.labels, 3))
     assert notes(prepared, one)[0].startswith("all training images are of one class, 'Dress';")
-    assert notes(prepared, one._replace(class_names=("dress",))) == []
+    [note] = notes(prepared, one._replace(labels=0 * one.labels, class_names=("dress",)))
+    assert note.startswith("all training images are of one class, 'dress';")
     black = train._replace(images=np.zeros_like(train.images))
     assert notes(prepared, black) == ["every pixel of the training images is 0"]
     assert notes(prepared, prepared.test) == [
@@ -293,6 +295,32 @@ def test_data_whose_results_are_worth_nothing_are_noted(prepared):
     ]
     others = prepared.test._replace(images=255 - prepared.test.images)  # under the same labels
     assert notes(prepared, others) == notes(prepared) == []
+
+
+def test_flaws_of_data_that_are_given_as_objects_are_noted():
+    train = load_fashion_mnist_sample("train").first(64)
+    test = load_fashion_mnist_sample("test").first(64)
+    assert notes(prepare(small_config(), model=Tiny(), train=train, test=test)) == []
+    images = test.images.copy()
+    images[3] = train.images[5]
+    twice = train._replace(images=train.images.copy())
+    twice.images[train.labels != train.labels[0]] = train.images[0]
+    few = test._replace(images=images, labels=np.minimum(test.labels, 8))
+    setup = prepare(small_config(), model=Tiny(), train=twice, test=few, validation=test)
+    count = int((train.labels != train.labels[0]).sum())
+    assert notes(setup) == [
+        "1 class without test images: 'Ankle boot'",
+        f"{count} images of train with the same pixels as one of another class: "
+        f"'train {int((train.labels != train.labels[0]).argmax())}' as 'train 0'",
+    ]
+    setup = prepare(small_config(), model=Tiny(), train=train, test=few)
+    assert notes(setup)[1] == (
+        "1 image of test with the same pixels as one of train, so test results are too good: "
+        "'test 3' as 'train 5'"
+    )
+    others = test._replace(class_names=test.class_names[::-1])
+    with pytest.raises(ConfigError, match="give both sets the same"):
+        prepare(small_config(), model=Tiny(), train=train, test=others)
 
 
 def test_a_run_shows_its_notes_before_it_compiles(tiny_config, tmp_path, capsys, monkeypatch):

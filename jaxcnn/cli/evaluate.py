@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     trained = load(options.run_folder, options.which)
     evaluation = trained.evaluate(options.split)
     if options.json:
-        yield json.dumps(_as_json(trained, evaluation, options.split), allow_nan=False)
+        yield json.dumps(_as_json(trained, evaluation, options), allow_nan=False)
         return
     names = tuple(shorten(name, _NAME) for name in evaluation.class_names)
     short = dataclasses.replace(evaluation, class_names=names)
@@ -50,6 +50,8 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     yield f"data      {short.count:,} images of the {options.split} set"
     yield f"accuracy  {short.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f})"
     yield f"loss      {short.loss:.4f}"
+    if _is_chosen_here(trained, options):
+        yield "note      the best of several epochs on this set: on other images a little worse"
     yield ""
     yield from short.table().splitlines()
     yield ""
@@ -60,6 +62,15 @@ def _epoch(trained: "Trained") -> str:
     """Return the epoch that ends at the step, if one does."""
     epochs = [row["epoch"] for row in trained.history if row["step"] == trained.step]
     return f" (epoch {epochs[0]})" if epochs else ""
+
+
+def _is_chosen_here(trained: "Trained", options: argparse.Namespace) -> bool:
+    """Return whether the checkpoint is the best of several by the set that it is evaluated on."""
+    from jaxcnn.train.record.logs import evaluated_split
+
+    rows = trained.history
+    is_best = options.which == "best" and len(rows) > 1
+    return is_best and evaluated_split(rows[-1]) == options.split
 
 
 def _confusion(evaluation: "Evaluation") -> Iterator[str]:
@@ -100,14 +111,17 @@ def _mistakes(evaluation: "Evaluation") -> Iterator[str]:
     yield from table([("true class", "predicted", "images"), *rows], "<<>")
 
 
-def _as_json(trained: "Trained", evaluation: "Evaluation", split: str) -> dict[str, Any]:
+def _as_json(
+    trained: "Trained", evaluation: "Evaluation", options: argparse.Namespace
+) -> dict[str, Any]:
     columns = (evaluation.precision, evaluation.recall, evaluation.f1)
     scores = zip(*([_number(x) for x in column] for column in columns), strict=True)
     images = evaluation.confusion.sum(axis=1).tolist()
     return {
         "run": str(trained.folder),
         "step": trained.step,
-        "split": split,
+        "split": options.split,
+        "chosen_on_this_split": _is_chosen_here(trained, options),
         "count": evaluation.count,
         "loss": _number(evaluation.loss),
         "accuracy": evaluation.accuracy,

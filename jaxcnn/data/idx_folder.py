@@ -22,7 +22,7 @@ _SPLITS = {"train": "train", "t10k": "test", "test": "test"}
 # The classes of EMNIST's data sets in the order of their labels, from the mapping files that come
 # with them. Where upper and lower case look alike, "balanced" and "bymerge" join them.
 _MERGED = digits + ascii_uppercase + "abdefghnqrt"
-_EMNIST = {
+EMNIST = {
     "balanced": _MERGED,
     "byclass": digits + ascii_uppercase + ascii_lowercase,
     "bymerge": _MERGED,
@@ -100,11 +100,11 @@ def _read(title: str, files: _Files, prefix: str, _: Path | None) -> tuple[Split
     if images["train"].shape[1:] != images["test"].shape[1:]:
         raise DataError(f"{title}: the images of train and test are of different sizes")
     kind = prefix.removeprefix("emnist-")
-    is_emnist = kind != prefix and kind in _EMNIST
+    is_emnist = kind != prefix and kind in EMNIST
     if is_emnist:
         images = {split: array.swapaxes(1, 2) for split, array in images.items()}
-    first = 1 if is_emnist and kind == "letters" else 0
-    class_names = _name_classes(title, labels, first, _EMNIST[kind] if is_emnist else None)
+    first = first_label(kind) if is_emnist else 0
+    class_names = name_classes(title, labels, first, EMNIST[kind] if is_emnist else None)
     splits = Splits(
         *(
             Dataset(
@@ -119,10 +119,25 @@ def _read(title: str, files: _Files, prefix: str, _: Path | None) -> tuple[Split
     return splits, describe_flaws(title, splits, names)
 
 
-def _name_classes(
+def first_label(emnist: str) -> int:
+    """Return the smallest label of one of EMNIST's sets."""
+    return 1 if emnist == "letters" else 0
+
+
+def name_classes(
     title: str, labels: dict[str, np.ndarray], first: int, names: str | None
 ) -> tuple[str, ...]:
-    """Return the names of the classes: those given, if the labels fit, or else their numbers."""
+    """Return the names of the classes: those given, if the labels fit, or else their numbers.
+
+    Args:
+        title: of the data set.
+        labels: of each split.
+        first: the smallest that there may be.
+        names: one letter for each class from that on; None for numbers.
+
+    Raises:
+        DataError: if a label has no name.
+    """
     smallest = min(int(each.min()) for each in labels.values())
     largest = max(int(each.max()) for each in labels.values())
     if names is None:

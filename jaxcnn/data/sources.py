@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -182,7 +182,7 @@ def order_by_hash(names: Sequence[str], seed: int = 0) -> list[int]:
 def describe_flaws(title: str, splits: Splits, names: Sequence[str]) -> list[str]:
     """Return a line for each thing about decoded data that training would not notice.
 
-    These are classes without training images, and images with the same pixels as one of another
+    These are classes without images in a split, and images with the same pixels as one of another
     class or of the other split.
 
     Args:
@@ -198,18 +198,33 @@ def describe_flaws(title: str, splits: Splits, names: Sequence[str]) -> list[str
     if len(present) < 2:
         only = listed([class_names[label] for label in present])
         raise DataError(f"{title} has one class only, {only}; training takes two or more")
-    missing = [name for label, name in enumerate(class_names) if label not in present]
-    notes = _describe_duplicates(splits, names)
-    if missing:
-        plural = "es" * (len(missing) > 1)
-        notes.append(f"{len(missing)} class{plural} without training images: {listed(missing)}")
+    sets = splits._asdict()
+    return describe_duplicates(sets, names) + describe_missing(sets)
+
+
+def describe_missing(sets: Mapping[str, Dataset]) -> list[str]:
+    """Return a line for each set that has no images of some of the classes."""
+    notes = []
+    for split, dataset in sets.items():
+        present = set(dataset.labels.tolist())
+        missing = [name for label, name in enumerate(dataset.class_names) if label not in present]
+        if missing:
+            kind = {"train": "training"}.get(split, split)
+            plural = "es" * (len(missing) > 1)
+            notes.append(f"{len(missing)} class{plural} without {kind} images: {listed(missing)}")
     return notes
 
 
-def _describe_duplicates(splits: Splits, names: Sequence[str]) -> list[str]:
+def describe_duplicates(sets: Mapping[str, Dataset], names: Sequence[str]) -> list[str]:
+    """Return lines on images with the same pixels as others that they should not be like.
+
+    Args:
+        sets: by the names of their splits, 'train' first.
+        names: of the images of all, one after the other.
+    """
     seen: dict[str, dict[bytes, tuple[int, str]]] = {}  # digest -> label and name of the first
     notes, position = [], 0
-    for split, dataset in splits._asdict().items():
+    for split, dataset in sets.items():
         first = seen[split] = {}
         in_train, in_class = [], []
         for image, label in zip(dataset.images, dataset.labels.tolist(), strict=True):
@@ -218,7 +233,7 @@ def _describe_duplicates(splits: Splits, names: Sequence[str]) -> list[str]:
             position += 1
             if digest in first and first[digest][0] != label:
                 in_class.append((name, first[digest][1]))
-            if split == "test" and digest in seen["train"]:
+            if split != "train" and digest in seen["train"]:
                 in_train.append((name, seen["train"][digest][1]))
             first.setdefault(digest, (label, name))
         if in_class:
@@ -228,8 +243,8 @@ def _describe_duplicates(splits: Splits, names: Sequence[str]) -> list[str]:
             )
         if in_train:
             notes.append(
-                f"{count_of(len(in_train), 'image')} of test with the same pixels as one of train, "
-                f"so test results are too good: {in_train[0][0]!r} as {in_train[0][1]!r}"
+                f"{count_of(len(in_train), 'image')} of {split} with the same pixels as one of "
+                f"train, so {split} results are too good: {in_train[0][0]!r} as {in_train[0][1]!r}"
             )
     return notes
 

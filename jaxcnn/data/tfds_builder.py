@@ -122,13 +122,13 @@ def open_prepared(prepared: Path) -> tuple[tuple[str, ...], dict[str, PreparedSp
         The names of the classes, and the splits by name.
 
     Raises:
-        DataError: if it cannot be read, or only by TensorFlow, or has not one image and one label.
+        DataError: if it cannot be read, or only by TensorFlow, or does not tell which of its
+            features are the image and the label.
     """
     with _one_line(prepared):
         builder = tfds.builder_from_directory(prepared)
         features = builder.info.features
-        image = _only_feature(prepared, features, tfds.features.Image)
-        label = _only_feature(prepared, features, tfds.features.ClassLabel)
+        image, label = _find_features(prepared, features, builder.info.supervised_keys)
         skip = {image: tfds.decode.SkipDecoding()}
         splits = {
             split: PreparedSplit(builder.as_data_source(split, decoders=skip), image, label)
@@ -173,14 +173,21 @@ def _one_line(prepared: Path) -> Iterator[None]:
         ) from error
 
 
-def _only_feature(prepared: Path, features: Any, kind: type) -> str:
-    found = [name for name, feature in features.items() if isinstance(feature, kind)]
-    if len(found) != 1:
-        raise DataError(
-            f"the data set in {prepared} has {len(found)} features of the kind {kind.__name__}; "
-            "image classification takes one"
-        )
-    return found[0]
+def _find_features(prepared: Path, features: Any, supervised_keys: Any) -> tuple[str, str]:
+    """Return the names of the image and of the label: TFDS's supervised keys, or the only ones."""
+    kinds = (tfds.features.Image, tfds.features.ClassLabel)
+    found = [[name for name in features if isinstance(features[name], kind)] for kind in kinds]
+    keys = supervised_keys if isinstance(supervised_keys, tuple) else ()
+    if len(keys) == 2 and all(key in names for key, names in zip(keys, found, strict=True)):
+        return keys
+    for kind, names in zip(kinds, found, strict=True):
+        if len(names) != 1:
+            raise DataError(
+                f"the data set in {prepared} has {len(names)} features of the kind "
+                f"{kind.__name__}, and no supervised keys that choose one; image classification "
+                "takes one"
+            )
+    return found[0][0], found[1][0]
 
 
 def _create_builder(spec: IdxSpec, data_dir: Path, source: Path | None = None) -> Any:

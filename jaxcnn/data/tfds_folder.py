@@ -1,21 +1,25 @@
 """Image classification sets of TFDS that are prepared on disk, read without TensorFlow."""
 
+import io
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from jaxcnn.data.cache import tfds_root
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.decode import decode
+from jaxcnn.data.idx_folder import EMNIST, first_label, name_classes
 from jaxcnn.data.sources import (
     Source,
     Splits,
     check_fit,
     describe_flaws,
     image_paths,
+    listed,
     order_by_hash,
     split_by_hash,
 )
@@ -35,7 +39,8 @@ def open_tfds(
     """Find a data set that TFDS has prepared; docs/data.md says how it is prepared.
 
     Its splits `train` and `test` are taken, or `validation` if there is no `test`. Of a set that
-    has neither, a fifth of each class becomes the test set.
+    has neither, a fifth of each class becomes the test set. EMNIST's images, which TFDS has with
+    rows and columns exchanged, as they are published, are turned upright, and its classes named.
 
     Args:
         name: TFDS's, as 'cifar10', 'emnist/letters' (with a config) or 'cifar10:3.0.2' (with a
@@ -54,7 +59,9 @@ def open_tfds(
             f"'tfds:{name}' is no name of TFDS's; accepted: tfds:NAME, tfds:NAME/CONFIG, and "
             "either with :VERSION"
         )
+    emnist = match[2] if match[1] == "emnist" and match[2] in EMNIST else None
     size, *how = check_fit(image_size, aspect_ratio)
+    how += ["upright"] if emnist else []
     folder = tfds_root(data_dir) / match[1] / (match[2] or "")
     prepared = _find_version(f"tfds:{name}", folder, match[3])
     files = [(file.name, file) for file in sorted(prepared.iterdir()) if file.is_file()]
@@ -63,7 +70,7 @@ def open_tfds(
         ("tfds", str(prepared.resolve()), [size, *how] if how else size),
         files,
         [],
-        partial(_read, f"tfds:{name}", prepared, image_size, aspect_ratio),
+        partial(_read, f"tfds:{name}", prepared, image_size, aspect_ratio, emnist),
     )
 
 
@@ -86,7 +93,12 @@ def _find_version(title: str, folder: Path, version: str | None) -> Path:
 
 
 def _read(
-    title: str, prepared: Path, image_size: int | None, aspect_ratio: str, folder: Path | None
+    title: str,
+    prepared: Path,
+    image_size: int | None,
+    aspect_ratio: str,
+    emnist: str | None,
+    folder: Path | None,
 ) -> tuple[Splits, list[str]]:
     from jaxcnn.data import tfds_builder  # here: TFDS is slow to import, and rarely needed
 
@@ -98,8 +110,8 @@ def _read(
     if held_out:
         parts = [(split, range(len(splits[split]))) for split in ("train", held_out)]
     else:
-        found = [label for _, label in tfds_builder.read_prepared(prepared, splits["train"])]
-        parts = [("train", places) for places in _split(np.array(found))]
+        every = [label for _, label in tfds_builder.read_prepared(prepared, splits["train"])]
+        parts = [("train", places) for places in _split(title, np.array(every), class_names)]
     labels: list[int] = []
     names = [f"{split} {i}" for split, places in parts for i in places]
 
@@ -107,17 +119,38 @@ def _read(
         for split, places in parts:
             for content, label in tfds_builder.read_prepared(prepared, splits[split], places):
                 labels.append(label)
-                yield names[len(labels) - 1], content
+                yield names[len(labels) - 1], _turn(content) if emnist else content
 
     counts, paths = [len(places) for _, places in parts], image_paths(folder)
     images = decode(title, pictures(), counts, image_size, aspect_ratio, paths)
     both = np.split(np.array(labels, np.int32), counts[:1])
+    if emnist:
+        first = first_label(emnist)
+        found = dict(zip(("train", "test"), both, strict=True))
+        class_names = name_classes(title, found, first, EMNIST[emnist])
+        both = [each - first for each in both]
     made = Splits(*(Dataset(*pair, class_names) for pair in zip(images, both, strict=True)))
-    return made, describe_flaws(title, made, names)
+    left_out = [split for split in splits if split not in ("train", held_out)]
+    notes = [f"splits left out: {listed(left_out)}"] if left_out else []
+    return made, notes + describe_flaws(title, made, names)
 
 
-def _split(labels: np.ndarray) -> list[list[int]]:
+def _turn(content: bytes) -> bytes:
+    """Exchange the rows and columns of an encoded picture."""
+    turned = io.BytesIO()
+    with Image.open(io.BytesIO(content)) as image:
+        image.transpose(Image.Transpose.TRANSPOSE).save(turned, "PNG")
+    return turned.getvalue()
+
+
+def _split(title: str, labels: np.ndarray, class_names: Sequence[str]) -> list[list[int]]:
     """Return the places of the training and the test set, each class split alike."""
+    single = np.flatnonzero(np.bincount(labels, minlength=len(class_names)) == 1)
+    if len(single):
+        raise DataError(
+            f"{title} has no test split, and a single picture of the class "
+            f"{class_names[single[0]]!r}, which cannot be split; prepare more, or leave it out"
+        )
     names = [f"train {i}" for i in range(len(labels))]
     parts: list[list[int]] = [[], []]
     for label in np.unique(labels):

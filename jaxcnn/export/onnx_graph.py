@@ -14,6 +14,10 @@ Shape = tuple[Any, ...]  # sizes; the free batch size is a symbol of JAX's
 IMAGES, LOGITS, BATCH = "images", "logits", "N"
 
 
+class UntranslatableError(Exception):
+    """An operation of the table with parameters that ONNX has nothing for."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Value:
     """An array of the traced program.
@@ -126,6 +130,9 @@ class Graph:
         """Add a list of sizes, among which may be the batch's."""
         if all(isinstance(size, int) for size in sizes):
             return self.integers(sizes)
+        for size in sizes:
+            if not isinstance(size, int) and not f"{size}".isidentifier():
+                raise UntranslatableError(f"with a size of {size}, which is not the batch's")
         batch = self.add("Shape", [IMAGES], start=0, end=1)
         parts = [self.integers([n]) if isinstance(n, int) else batch for n in sizes]
         return self.add("Concat", parts, axis=0)

@@ -8,14 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn.export.onnx_graph import Axes, Graph, Shape, Value, constant, onnx_type
+from jaxcnn.export.onnx_graph import (
+    Axes,
+    Graph,
+    Shape,
+    UntranslatableError,
+    Value,
+    constant,
+    onnx_type,
+)
 
 Translation = Callable[..., Value | list[Value]]
 _MAX_EXACT = 2**24  # whole numbers in float32
-
-
-class UntranslatableError(Exception):
-    """An operation of the table with parameters that ONNX has nothing for."""
 
 
 def _sub(graph: Graph, equation: Any, x: Value, y: Value) -> Value:

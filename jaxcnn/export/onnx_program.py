@@ -9,8 +9,16 @@ import onnx
 from onnx import TensorProto, helper
 
 from jaxcnn.errors import ConfigError
-from jaxcnn.export.onnx_graph import BATCH, IMAGES, LOGITS, Graph, Value, constant
-from jaxcnn.export.onnx_nodes import NODES, UntranslatableError, untranslatable
+from jaxcnn.export.onnx_graph import (
+    BATCH,
+    IMAGES,
+    LOGITS,
+    Graph,
+    UntranslatableError,
+    Value,
+    constant,
+)
+from jaxcnn.export.onnx_nodes import NODES, untranslatable
 
 OPSET = 18
 # Operations that run a program on their inputs.

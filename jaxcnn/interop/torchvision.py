@@ -12,6 +12,9 @@ convolution:
 | `VGG`                         | `vgg11`, or `VGG(features)`; of other than 512 channels or     |
 |                               | 4,096 hidden units, with another `classifier`                  |
 
+Its AlexNet, GoogLeNet and DenseNet are other networks than d2l's: of other widths, with BatchNorm,
+with bottlenecks.
+
 d2l's residual blocks differ from torchvision's: their convolutions have biases, and their shortcuts
 no BatchNorm. In evaluation each can do what the other does: the BatchNorm behind a convolution
 takes its bias, and that of a shortcut is a factor and a bias of each channel.

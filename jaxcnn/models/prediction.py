@@ -15,6 +15,9 @@ def predict_logits(
 ) -> jax.Array:
     """Return the logits of images, without training anything.
 
+    To average over an image and its mirror is from Krizhevsky et al., ImageNet classification with
+    deep convolutional neural networks, 2012, section 4.1.
+
     Args:
         model: maps images to logits.
         variables: of the model.

@@ -61,6 +61,11 @@ class ResNeXtBlock(Bottleneck):
     @property
     def num_groups(self) -> int:
         """Groups of the 3 x 3 convolution."""
+        if self.groups < 1 or self.bot_channels % self.groups:
+            raise ValueError(
+                f"{self.bot_channels} channels cannot be divided into groups of {self.groups}; "
+                "give groups= a divisor"
+            )
         return self.bot_channels // self.groups
 
 

@@ -104,8 +104,8 @@ def avg_pool(
     counts = _counts(windows, count_include_pad)
     if counts.min() == counts.max():
         return (total / int(counts[0, 0])).astype(dtype)
-    counts = np.broadcast_to(counts[None, :, :, None], total.shape)
-    return (total / jnp.asarray(counts, total.dtype)).astype(dtype)
+    of_pixels = jnp.asarray(counts[None, :, :, None], total.dtype)
+    return (total / jnp.broadcast_to(of_pixels, total.shape)).astype(dtype)
 
 
 def _counts(windows: Windows, count_include_pad: bool) -> np.ndarray:

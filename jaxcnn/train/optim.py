@@ -37,7 +37,10 @@ def cosine(config: ConfigDict, num_steps: int) -> Schedule:
 
 
 def linear(config: ConfigDict, num_steps: int) -> Schedule:
-    """Fall along a line to `final_rate` of the rate; after a warm-up, a triangle."""
+    """Fall along a line to `final_rate` of the rate; after a warm-up, a triangle.
+
+    Source: Smith, Cyclical learning rates for training neural networks, 2017; of one cycle.
+    """
     rate = config.learning_rate
     return optax.linear_schedule(rate, config.final_rate * rate, num_steps)
 
@@ -53,11 +56,12 @@ def steps(config: ConfigDict, num_steps: int) -> Schedule:
 
 
 def one_cycle(config: ConfigDict, num_steps: int) -> Schedule:
-    """Rise for three tenths of the run, then fall, both along half cosines, as PyTorch's.
+    """Rise for three tenths of the run, then fall, both along half cosines.
 
-    From a 25th of the rate to the rate, and down to 10^-4 of where it began.
+    From a 25th of the rate to the rate, and down to 10^-4 of where it began, as PyTorch's
+    `OneCycleLR`, whose two parts end a step earlier.
 
-    Source: Smith and Topin, Super-convergence, 2018; the numbers are PyTorch's `OneCycleLR`'s.
+    Source: Smith and Topin, Super-convergence, 2018.
     """
     return optax.cosine_onecycle_schedule(num_steps, config.learning_rate)
 
@@ -67,6 +71,9 @@ def sgd(config: ConfigDict, learning_rate: Schedule) -> optax.GradientTransforma
 
     With both at 0 it is d2l's `torch.optim.SGD(lr)`. Otherwise PyTorch's definitions hold too:
     weight decay is added to the gradient, and momentum is not dampened.
+
+    Source: Polyak, Some methods of speeding up the convergence of iteration methods, 1964; d2l
+    12.6.
     """
     return optax.chain(
         _add_weight_decay(config), optax.sgd(learning_rate, momentum=config.momentum or None)
@@ -74,7 +81,10 @@ def sgd(config: ConfigDict, learning_rate: Schedule) -> optax.GradientTransforma
 
 
 def nesterov(config: ConfigDict, learning_rate: Schedule) -> optax.GradientTransformation:
-    """Build `sgd` with Nesterov's momentum, as PyTorch's `SGD(nesterov=True)`."""
+    """Build `sgd` with Nesterov's momentum, as PyTorch's `SGD(nesterov=True)`.
+
+    Source: Sutskever et al., On the importance of initialization and momentum, 2013.
+    """
     descent = optax.sgd(learning_rate, momentum=config.momentum, nesterov=True)
     return optax.chain(_add_weight_decay(config), descent)
 
@@ -155,7 +165,11 @@ _OF_AN_OPTIMIZER = (  # but for the rate, which config files have
     "weight_decay_on",
     "clip_norm",
 )
-_NEEDS = (("schedule", "steps", "rate_steps"), ("optimizer", "nesterov", "momentum"))
+_NEEDS = (
+    ("schedule", "steps", "rate_steps"),
+    ("optimizer", "nesterov", "momentum"),
+    ("optimizer", "muon", "momentum"),
+)
 
 
 def check_recipe(config: ConfigDict) -> None:
@@ -206,6 +220,8 @@ def check_no_recipe(config: ConfigDict) -> None:
 def create_schedule(config: ConfigDict, num_steps: int) -> Schedule:
     """Build the learning rate that `config.schedule` and `config.warmup_epochs` ask for.
 
+    The warm-up is that of Goyal et al., Accurate, large minibatch SGD, 2017, from 0.
+
     Args:
         config: see `jaxcnn.get_default_config`.
         num_steps: optimizer steps of the whole run.
@@ -242,6 +258,9 @@ def create_schedule(config: ConfigDict, num_steps: int) -> Schedule:
 
 def create_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransformation:
     """Build the optimizer that `config.optimizer`, `config.schedule` and `config.clip_norm` name.
+
+    Clipping is that of Pascanu et al., On the difficulty of training recurrent neural networks,
+    2013; d2l 9.5.3.
 
     Args:
         config: see `jaxcnn.get_default_config`.
@@ -303,6 +322,8 @@ def _are_kernels(params: Any) -> Any:
     """Return a tree of whether each parameter is a kernel, rather than a bias or BatchNorm's.
 
     Kernels have several axes, and so do embeddings; but so have the biases of Flax's attention.
+
+    Source: He et al., Bag of tricks for image classification, 2019, section 3.1.
     """
 
     def is_kernel(path: Any, x: jax.Array) -> bool:

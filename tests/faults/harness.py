@@ -1,6 +1,5 @@
 """The real `train.py` in real processes, to be hurt: started, killed, compared."""
 
-import functools
 import hashlib
 import json
 import os
@@ -15,9 +14,6 @@ from pathlib import Path
 
 import jax
 
-from jaxcnn.config import get_default_config
-from jaxcnn.models import create_model
-from jaxcnn.train import TrainState, create_optimizer, create_train_state
 from jaxcnn.train.record.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +87,7 @@ class Trainer:
     def read(self) -> list[int]:
         """Read the newest checkpoint as another process would; return its step, if there is one."""
         checkpoints = Checkpoints(self.workdir / "checkpoints")
-        restored = checkpoints.restore_newest(self._state, warn=_fail)
+        restored = checkpoints.restore_newest(None, warn=_fail)
         checkpoints.close()
         return [] if restored is None else [int(restored[0].step)]
 
@@ -101,7 +97,7 @@ class Trainer:
         That is every array of the last checkpoint, and the logs without their timings.
         """
         checkpoints = Checkpoints(self.workdir / "checkpoints")
-        state, progress = checkpoints.restore(checkpoints.steps[-1], self._state)
+        state, progress = checkpoints.restore(checkpoints.steps[-1])
         checkpoints.close()
         digest = hashlib.sha256(f"{progress}".encode())
         for path, x in jax.tree_util.tree_flatten_with_path(state)[0]:
@@ -112,14 +108,6 @@ class Trainer:
                 row = {k: v for k, v in json.loads(line).items() if k not in TIMINGS}
                 digest.update(json.dumps(row).encode())
         return digest.hexdigest()
-
-    @functools.cached_property
-    def _state(self) -> TrainState:
-        config = get_default_config()
-        config.momentum = 0.9
-        size = 32 if self.model in ("resnet18", "vgg") else 28
-        optimizer = create_optimizer(config, num_steps=48)
-        return create_train_state(create_model(self.model), optimizer, (size, size, 1))
 
 
 class DistributedTrainer(Trainer):

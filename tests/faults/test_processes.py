@@ -16,7 +16,13 @@ from harness import kill_and_finish, measure
 from jaxcnn.train.record.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow
-Trainer = functools.partial(harness.Trainer, xla_flags=QUICK_TO_COMPILE)
+RECIPE = (
+    "--config.augmentation=flip",
+    "--config.ema_decay=0.9",
+    "--config.schedule=cosine",
+    "--config.data_loading=stream",
+)
+Trainer = functools.partial(harness.Trainer, flags=RECIPE, xla_flags=QUICK_TO_COMPILE)
 
 
 @pytest.fixture(scope="module")

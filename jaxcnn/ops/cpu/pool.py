@@ -73,9 +73,13 @@ def sum_tiles(images: jax.Array, windows: Windows) -> jax.Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _sum_tiles(images: jax.Array, windows: Windows) -> jax.Array:
-    if math.prod(windows.size) > _MAX_PIXELS:
-        return _tiles(images, windows.size).sum(axis=(2, 4))
-    return reduce(jnp.add, _pixels(images, windows.size))
+    def of_cpu(images: jax.Array) -> jax.Array:
+        if math.prod(windows.size) > _MAX_PIXELS:
+            return _tiles(images, windows.size).sum(axis=(2, 4))
+        return reduce(jnp.add, _pixels(images, windows.size))
+
+    of_xla = partial(xla.sum_pool, windows=windows)
+    return lax.platform_dependent(images, cpu=of_cpu, default=of_xla)
 
 
 @_sum_tiles.defjvp
@@ -104,12 +108,15 @@ def _pixels(images: jax.Array, size: tuple[int, int]) -> list[jax.Array]:
 def _first_maximum(pixels: Sequence[jax.Array]) -> jax.Array:
     """Return the index of the largest of several arrays, as float32; of equal ones the first.
 
+    NaN counts as the largest, as it is the maximum.
+
     The arrays are compared with each other, never with a maximum that was computed elsewhere: XLA
     may compute both again in another place and round them differently.
     """
     best, square = pixels[0], jnp.zeros(pixels[0].shape, jnp.float32)
     for i, pixel in enumerate(pixels[1:], start=1):
-        square = jnp.where(pixel > best, jnp.float32(i * i), square)
+        is_larger = (pixel > best) | (jnp.isnan(pixel) & ~jnp.isnan(best))
+        square = jnp.where(is_larger, jnp.float32(i * i), square)
         best = jnp.maximum(pixel, best)
     # XLA would fuse something so cheap into each of its consumers, pixel by pixel of the window.
     # It counts a square root, which is exact here, as expensive, and keeps its result.

@@ -89,7 +89,9 @@ def _primitive(everywhere: Callable, on_cpu: Callable, batched_first: bool = Tru
     def shape(*operands, geometry):
         plain = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands)
         result = jax.eval_shape(partial(everywhere, geometry=geometry), *plain)
-        return operands[0].update(shape=result.shape)  # and varies over the axes that they do
+        # It varies over the axes that they do, and its dtype is as firm as XLA's would be.
+        weak = all(operand.weak_type for operand in operands)
+        return operands[0].update(shape=result.shape, weak_type=weak)
 
     def vmap(operands, axes, *, geometry):
         """Fold the mapped axis into the images' where it can be; map XLA's convolution if not."""

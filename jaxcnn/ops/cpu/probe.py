@@ -22,6 +22,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM
 from typing import Any
 
 import jax
@@ -34,6 +35,8 @@ _PROBE_SECONDS = 120
 _CALLS = Path(__file__).with_name("onednn.py")
 _VARIABLES = ("ONEDNN_", "DNNL_")  # that oneDNN reads: one names the instructions it may use
 _ALL, _MOST = "in use", "in use, but not for many products in one call"
+_BEGUN = "begun"  # what the probe prints before the first call
+_SENT_SIGNALS = [-number for number in (SIGKILL, SIGTERM, SIGINT, SIGHUP)]
 
 # Products whose algorithm is asked for: matrices, rows, length and columns. All fit into a cache.
 _MANY_PRODUCTS = ((36, 24, 144, 40), (3, 5, 7, 3), (2, 9, 2304, 8), (4, 200, 16, 64))
@@ -54,6 +57,8 @@ def verdict() -> str:
     """Return 'in use', 'in use, but ...', or why oneDNN's calls are not used here."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return "not in use: for x86-64 Linux only"
+    if getattr(sys, "frozen", False) or not all(map(_is_source, (Path(__file__), _CALLS))):
+        return "not in use: jaxcnn is not there as source files, which the probe runs"
     file = _verdict_file()
     if (kept := _kept_verdict(file)) is not None:
         return kept
@@ -61,13 +66,23 @@ def verdict() -> str:
         result = _run_probe()
     except (OSError, subprocess.SubprocessError) as error:  # not kept: try again next time
         return f"not in use: the probe could not run ({type(error).__name__})"
+    if result is None:
+        return "not in use: the probe ended before it could try the calls"
     _keep_verdict(file, result)
     return result
 
 
-def _run_probe() -> str:
-    """Run this file in a process of its own; return the verdict."""
+def _is_source(file: Path) -> bool:
+    return file.suffix == ".py" and file.is_file()
+
+
+def _run_probe() -> str | None:
+    """Run this file in a process of its own; return the verdict on the calls, if there is one.
+
+    What ends it before the first call, and a signal that others send, says nothing about the calls.
+    """
     env = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))}
+    env.pop("PYTHONOPTIMIZE", None)  # asserts compare
     probe = subprocess.run(
         [sys.executable, "-P", __file__],
         env=env | {"JAX_PLATFORMS": "cpu", "ONEDNN_VERBOSE": "1"},
@@ -78,6 +93,8 @@ def _run_probe() -> str:
         timeout=_PROBE_SECONDS,
     )
     lines = probe.stdout.splitlines()
+    if probe.returncode in _SENT_SIGNALS or _BEGUN not in lines:
+        return None
     if probe.returncode != 0 or "right" not in lines:
         return (
             f"not in use: with jaxlib {jaxlib.__version__} the probe ended with {probe.returncode}"
@@ -143,6 +160,8 @@ def _probe() -> None:
     calls = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(calls)
     random = np.random.default_rng(0)
+    _draw(random, 1).block_until_ready()  # JAX itself works
+    print(_BEGUN, flush=True)
     _probe_matmul(calls, random)
     _probe_conv(calls, random)
     _probe_grouped_conv(calls, random)

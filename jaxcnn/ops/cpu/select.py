@@ -192,9 +192,11 @@ def _kind_of_pixel(
         taps.append(slice(a, None, s))
         padding.append((low, sizes[axis] - g.shape[axis + 1] + count - 1 - low))
     turned = kernel[tuple(taps)][::-1, ::-1]
+    if _is_empty(turned):  # no row of the kernel, or no column, meets these
+        return jnp.zeros((len(g), *sizes, kernel.shape[2]), g.dtype)
     crop = [(min(low, 0), min(high, 0), 0) for low, high in padding]
     met = lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), *crop, (0, 0, 0)])
-    if _is_empty(turned, met):
+    if _is_empty(met):
         return jnp.zeros((len(g), *sizes, kernel.shape[2]), g.dtype)
     rows, columns = ((max(low, 0), max(high, 0)) for low, high in padding)
     return _conv(met, turned, (1, 1), (rows, columns), transpose_kernel=True)

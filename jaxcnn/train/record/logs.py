@@ -121,6 +121,10 @@ def if_still_best(tested: Row | None, rows: Sequence[Row]) -> Row | None:
 def is_out_of_patience(rows: Sequence[Row], patience: int) -> bool:
     """Return whether a run has not become better for so many epochs; 0 is no limit.
 
+    It goes by the accuracy on the set that is held out, or else in training.
+
+    Source: Prechelt, Early stopping - but when?, 1998; d2l 5.5.3.
+
     >>> rows = [{"epoch": 1, "test_accuracy": 0.8}, {"epoch": 2, "test_accuracy": 0.7}]
     >>> is_out_of_patience(rows, patience=1)
     True

@@ -8,6 +8,7 @@ import numpy as np
 from jaxcnn.data import Dataset
 from jaxcnn.data.dataset import is_constant, row_slices
 from jaxcnn.data.pipeline import batch_sizes
+from jaxcnn.data.sources import describe_duplicates, describe_missing
 from jaxcnn.models.normalized import describe_normalization
 from jaxcnn.ops import cpu
 from jaxcnn.train.finetune import PartlyFrozen
@@ -107,16 +108,22 @@ def _data_notes(setup: Setup) -> list[str]:
     train, test, notes = setup.train, setup.test, []
     if is_constant(train.images):
         notes.append(f"every pixel of the training images is {train.images[:1].max()}")
-    if len(train.class_names) > 1 and (train.labels == train.labels[0]).all():
+    if (train.labels == train.labels[0]).all():
         notes.append(
             f"all training images are of one class, {train.class_names[train.labels[0]]!r}; "
             "shuffle a data set that is sorted, or raise config.max_train_examples"
         )
-    for name, other in (("test", test), ("validation", setup.validation)):
-        if other is not None and _are_equal(train, other):
-            notes.append(
-                f"the {name} set is the training set, so nothing is measured on other images"
-            )
+    others = {"test": test, "validation": setup.validation}
+    held_out = {name: each for name, each in others.items() if each is not None}
+    equal = [name for name, each in held_out.items() if _are_equal(train, each)]
+    notes += [
+        f"the {name} set is the training set, so nothing is measured on other images"
+        for name in equal
+    ]
+    if "object " in setup.settings["dataset"] and not setup.loading.streams:
+        given = {"train": train} | {name: x for name, x in held_out.items() if name not in equal}
+        names = [f"{name} {i}" for name, each in given.items() for i in range(len(each.labels))]
+        notes += describe_missing(given) + describe_duplicates(given, names)
     return notes
 
 

@@ -22,6 +22,7 @@ import jaxcnn
 from conftest import QUICK_TO_COMPILE
 from jaxcnn import (
     VGG,
+    VGG11,
     Bottleneck,
     ConfigError,
     DenseNet,
@@ -437,7 +438,7 @@ def logits_of_torch(torch, net, path, images):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("name", ["lenet_modern", "vgg", "resnet18"])
+@pytest.mark.parametrize("name", ["lenet_modern", "vgg", "resnet"])
 def test_pytorch_gives_the_same_logits(name, tmp_path):
     torch = pytest.importorskip("torch")
     import torch_nets
@@ -446,7 +447,7 @@ def test_pytorch_gives_the_same_logits(name, tmp_path):
     make = {
         "lenet_modern": lambda: torch_nets.lenet_modern(),
         "vgg": lambda: torch_nets.vgg(SMALL_VGG.arch, shape[:2], hidden=32),
-        "resnet18": lambda: torch_nets.resnet(ResNet18().arch),
+        "resnet": lambda: torch_nets.resnet(model.arch),
     }[name]
     with torch.device("meta"):
         net = make()
@@ -467,8 +468,8 @@ def test_torchvision_gives_the_same_logits(name, torchvision, tmp_path):
     import torch
 
     shape = (28, 28, 1)
-    model, variables = CASES[name][0], trained_like(CASES[name][0], shape)
-    images = images_of(shape)
+    model = ResNet18() if name == "resnet18" else SMALL_VGG
+    variables, images = trained_like(model, shape), images_of(shape)
     with torch.device("meta"):
         if name == "resnet18":
             net = torchvision.models.resnet18(num_classes=10)
@@ -530,19 +531,24 @@ def test_weights_of_torchvision_give_the_same_logits(name, torchvision):
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
-    ("name", "model"),
-    [("resnet34", ResNet34), ("resnet50", ResNet50), ("resnext50_32x4d", ResNeXt50)],
+    ("name", "model", "size"),
+    [
+        ("resnet34", ResNet34, 64),
+        ("resnet50", ResNet50, 64),
+        ("resnext50_32x4d", ResNeXt50, 64),
+        ("vgg11", VGG11, 224),
+    ],
 )
-def test_names_and_shapes_are_torchvisions(name, model, torchvision):
+def test_names_and_shapes_are_torchvisions(name, model, size, torchvision):
     import torch
 
     with torch.device("meta"):
         net = getattr(torchvision.models, name)()
     model = model(num_classes=1000)
-    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    state = to_torchvision(variables, model, (64, 64))
+    state = to_torchvision(variables, model, (size, size))
     expected = {key: tuple(value.shape) for key, value in net.state_dict().items()}
     assert {key: value.shape for key, value in state.items()} == expected
 

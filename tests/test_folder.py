@@ -401,7 +401,7 @@ def test_the_same_pixels_are_told(tmp_path, capsys):
     for _ in range(2):  # once decoded, and once from the cache
         from_folder(root)
         assert capsys.readouterr().err == (
-            "note: 1 image of test with the same pixels as one of train, so that test results "
+            "note: 1 image of test with the same pixels as one of train, so test results "
             "are too good: 'test/a/again.bmp' as 'train/a/first.png'\n"
         )
     save(root / "test" / "b" / "third.png", pixels=same)

@@ -594,7 +594,7 @@ def test_erasing_paints_over_one_rectangle():
     assert np.mean(shares) > 0.1
     sizes, noise = [], []
     paint = jax.jit(
-        jax.vmap(lambda key: AUGMENTATIONS["erasing"](key, jnp.zeros((100, 100, 1)), 1))
+        jax.vmap(lambda key: AUGMENTATIONS["erasing"](key, jnp.zeros((100, 100, 1)), 1.0))
     )
     for painted in np.asarray(paint(jax.random.split(jax.random.key(2), 300)))[..., 0]:
         rows, columns = (np.flatnonzero(painted.any(axis)) for axis in (1, 0))

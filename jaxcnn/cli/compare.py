@@ -135,8 +135,8 @@ def _differing(runs: Sequence[Run]) -> list[str]:
 def _lines(runs: Sequence[Run], differing: Sequence[str]) -> Iterator[str]:
     splits = list(dict.fromkeys(run.split for run in runs if run.split)) or ["test"]
     if len(splits) == 1:
-        best = "best, chosen by it," if splits[0] == "test" else "best"
-        yield f"{splits[0]} accuracy ({best} and last), {splits[0]} loss, seconds in all"
+        best = "best, chosen by it;" if splits[0] == "test" else "best and"
+        yield f"{splits[0]} accuracy ({best} last) and loss, seconds in all"
     else:
         yield "accuracy (best and last) and loss on each run's own set, seconds in all"
     yield ""

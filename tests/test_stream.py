@@ -370,7 +370,9 @@ def test_decoding_and_checking_take_a_part_of_the_memory_that_the_images_do(tmp_
     assert train.images.nbytes + test.images.nbytes == size
     assert isinstance(train.images.base, np.memmap)
     with at_most(size / 16):
-        sets = types.SimpleNamespace(train=train, validation=None, test=train, settings={"dataset": "x"})
+        sets = types.SimpleNamespace(
+            train=train, validation=None, test=train, settings={"dataset": "x"}
+        )
         [note] = report._data_notes(sets)
     assert note.startswith("the test set is the training set")
 

@@ -136,7 +136,7 @@ def _lines(runs: Sequence[Run], differing: Sequence[str]) -> Iterator[str]:
     splits = list(dict.fromkeys(run.split for run in runs if run.split)) or ["test"]
     if len(splits) == 1:
         best = "best, chosen by it;" if splits[0] == "test" else "best and"
-        yield f"{splits[0]} accuracy ({best} last) and loss, seconds in all"
+        yield f"{splits[0]} accuracy ({best} last), loss, seconds"
     else:
         yield "accuracy (best and last) and loss on each run's own set, seconds in all"
     yield ""

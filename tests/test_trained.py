@@ -15,6 +15,7 @@ import pytest
 from flax import linen as nn
 from nbclient import NotebookClient
 from PIL import Image
+from safetensors import safe_open
 from test_reading import snapshot
 
 import jaxcnn
@@ -22,6 +23,7 @@ from conftest import CACHED, Tiny, small_config
 from jaxcnn.data import Dataset, check_dataset, load_fashion_mnist_sample
 from jaxcnn.data.dataset import SelectedImages
 from jaxcnn.errors import ConfigError, DataError, StoppedError
+from jaxcnn.export import export_model
 from jaxcnn.scores import evaluate_logits, wilson_interval
 from jaxcnn.train import train_and_evaluate
 from jaxcnn.train.finetune import PartlyFrozen, transfer
@@ -478,6 +480,41 @@ def test_the_numbers_of_a_normalization_are_shown_where_a_part_is_frozen(capsys)
     fit(Normed(), epochs=1, normalization="per_channel", init_from=body, freeze=["norm1"])
     (line,) = (line for line in shown.splitlines() if line.startswith("normalized per channel"))
     assert line in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("dataset", "aspect_ratio", "words"),
+    [
+        (
+            "folder:pets",
+            "crop",
+            "resize the shorter side of uint8 images to 28, and cut out",
+        ),
+        (
+            "tfds:pets",
+            "pad",
+            "resize the longer side of uint8 images to 28, and fill up the square",
+        ),
+        ("folder:pets", "stretch", "resize uint8 images to 28 x 28 (bilinear"),
+        ("object Dataset", "crop", "resize uint8 images to 28 x 28 (bilinear"),
+    ],
+)
+def test_an_exported_file_says_how_pictures_become_of_its_size(
+    tmp_path, dataset, aspect_ratio, words
+):
+    model = jaxcnn.LeNet()
+    variables = model.init(jax.random.key(0), np.zeros((1, 28, 28, 1), np.float32))
+    config = jaxcnn.get_default_config()
+    config.update(dataset=dataset, aspect_ratio=aspect_ratio)
+    names = tuple("abcdefghij")
+    trained = jaxcnn.Trained(model, variables, config, names, (28, 28, 1), step=0, history=[])
+    path = trained.export(tmp_path / "lenet.safetensors")
+    with safe_open(path, "numpy") as file:
+        assert file.metadata()["preprocessing"].startswith(words)
+    with pytest.raises(ConfigError, match="aspect_ratio is 'zoom'; accepted: 'crop', 'pad', 'str"):
+        export_model(
+            path, model, variables, image_shape=(28, 28, 1), class_names=(), aspect_ratio="zoom"
+        )
 
 
 def test_images_are_evaluated_a_part_of_a_batch_at_a_time(trained, monkeypatch):

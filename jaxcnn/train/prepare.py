@@ -54,9 +54,10 @@ def prepare(
     """Check a config and build what it asks for; no program is compiled yet.
 
     An object, if given, replaces what the config names: `model` the one of `config.model`,
-    `num_classes` and `implementation`; `optimizer` the one of `config.optimizer`, `schedule` and
-    their hyperparameters; `train` and `test` those of `config.dataset`; `validation` what
-    `config.validation_examples` takes from the training set. The other keys apply to objects too,
+    `optimizer` the one of `config.optimizer`, `train` and `test` those of `config.dataset`,
+    `validation` what `config.validation_examples` takes from the training set. Settings that would
+    then have no effect are refused: of a model, `implementation`, `recompute` and another
+    `num_classes`; of an optimizer, those of its recipe but for `learning_rate`. The other keys apply to objects too,
     such as `image_size` and `max_train_examples` to data; `dtype` applies to the images and the
     stored parameters (a model object chooses its own for the computation).
 
@@ -116,7 +117,7 @@ def prepare(
         **sets._asdict(),
         **built._asdict(),
     )
-    if model is not None and config.num_classes not in (0, setup.num_logits):
+    if model is not None and config.num_classes and config.num_classes != setup.num_logits:
         raise ConfigError(
             f"config.num_classes is {config.num_classes}, but a {type(model).__name__} with "
             f"{setup.num_logits} logits was given; leave it at 0"

@@ -57,9 +57,9 @@ def prepare(
     `optimizer` the one of `config.optimizer`, `train` and `test` those of `config.dataset`,
     `validation` what `config.validation_examples` takes from the training set. Settings that would
     then have no effect are refused: of a model, `implementation`, `recompute` and another
-    `num_classes`; of an optimizer, those of its recipe but for `learning_rate`. The other keys apply to objects too,
-    such as `image_size` and `max_train_examples` to data; `dtype` applies to the images and the
-    stored parameters (a model object chooses its own for the computation).
+    `num_classes`; of an optimizer, those of its recipe but for `learning_rate`. The other keys
+    apply to objects too, such as `image_size` and `max_train_examples` to data; `dtype` applies to
+    the images and the stored parameters (a model object chooses its own for the computation).
 
     Args:
         config: see `jaxcnn.get_default_config`.

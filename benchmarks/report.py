@@ -149,6 +149,32 @@ def tpu() -> str:
     return "\n".join(rows[:-1])
 
 
+def gpu() -> str:
+    """Return the table of steps on a GPU: a row per network and dtype."""
+    record = load("gpu")
+    rows = [
+        "| network | batch | dtype | ours, ms | with XLA's pooling | PyTorch | PyTorch compiled | "
+        "its time / ours |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for each in record["results"]:
+        sides = {name: 1e3 * x["seconds"]["median"] for name, x in each["sides"].items()}
+        cells = [
+            f"{sides[x]:.2f}" if x in sides else "" for x in ("jaxcnn", "xla", "torch", "compiled")
+        ]
+        ratio = sides["compiled"] / sides.get("jaxcnn", sides["xla"])
+        rows.append(
+            f"| {NAMES[each['net']]} | {each['batch']} | {each['dtype']} | {' | '.join(cells)} | "
+            f"{ratio:.2f} |"
+        )
+    machine = record["machine"]
+    text = (
+        f"Medians, measured on {machine['date']} on one {machine['device']} with jax "
+        f"{machine['jax']} and PyTorch {machine['torch']}."
+    )
+    return "\n".join([*rows, "", *textwrap.wrap(text, 100)])
+
+
 def memory() -> str:
     """Return the table of what saves memory: a row per network."""
     found = load("memory")["results"]
@@ -308,7 +334,7 @@ def parities() -> str:
 # What is written into each document, by the name in its comment.
 DOCUMENTS = {
     ROOT / "README.md": {"accuracy": accuracies, "speed": summary},
-    ROOT / "docs" / "performance.md": {"speed": details, "memory": memory},
+    ROOT / "docs" / "performance.md": {"speed": details, "memory": memory, "gpu": gpu},
     ROOT / "docs" / "scaling.md": {"tpu": tpu},
     ROOT / "docs" / "distributed.md": {"devices": devices},
     ROOT / "docs" / "results.md": {"parity": parities, "epochs": epochs},

@@ -63,8 +63,9 @@ def jaxcnn_steps(model: Any, size: int, batch: int) -> tuple[Any, dict[str, Any]
     def one_step(state, images, labels, count):
         return step(state, images, labels)
 
-    is_ours = cpu.choose_implementation() == "auto" and jax.default_backend() == "cpu"
-    has_loop = cpu.suits_loops(step, state, images, labels)
+    is_cpu = jax.default_backend() == "cpu"
+    is_ours = cpu.choose_implementation() == "auto" and is_cpu
+    has_loop = not is_cpu or cpu.suits_loops(step, state, images, labels)
     options = cpu.compiler_options() if is_ours else {}
     start = time.perf_counter()
     program = jax.jit(steps if has_loop else one_step, donate_argnums=0)

@@ -1,4 +1,4 @@
-"""Pooling in whole arrays, where XLA's own is slow on CPU: its sums, and its gradient of maxima."""
+"""Pooling by whole arrays, where XLA is slow: sums on CPU, gradients of maxima on GPUs, too."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ _MAX_PIXELS = 16  # of a window; each is a slice of its own to compile
 def max_pool(images: jax.Array, windows: Windows) -> jax.Array:
     """Return the maxima [N, H', W', C] of floating-point images [N, H, W, C].
 
-    On CPU, the derivative is that of the pixels that the maxima are taken from.
+    On CPU and CUDA, the derivative is that of the pixels that the maxima are taken from.
     """
     like = partial(xla.max_pool, windows=windows)
     return on_explicit_mesh(partial(_max_pool, windows=windows), like)(images)
@@ -48,12 +48,12 @@ def _max_pool_jvp(
     def of_xla(images: jax.Array, tangent: jax.Array) -> jax.Array:
         return jax.jvp(partial(xla.max_pool, windows=windows), (images,), (tangent,))[1]
 
-    of_cpu: Callable[[jax.Array, jax.Array], jax.Array] = of_xla
+    ours: Callable[[jax.Array, jax.Array], jax.Array] = of_xla
     if windows.tile_the_image and math.prod(windows.size) <= _MAX_PIXELS:
-        of_cpu = partial(_tile_tangent, windows=windows)
+        ours = partial(_tile_tangent, windows=windows)
     elif _halves(windows):
-        of_cpu = _halving_tangent
-    derivative = lax.platform_dependent(images, tangent, cpu=of_cpu, default=of_xla)
+        ours = _halving_tangent
+    derivative = lax.platform_dependent(images, tangent, cpu=ours, cuda=ours, default=of_xla)
     return _max_pool(images, windows), derivative
 
 

@@ -64,6 +64,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the names below
     from jaxcnn.ops import max_pool as max_pool
     from jaxcnn.ops import pool2d as pool2d
     from jaxcnn.ops import relu as relu
+    from jaxcnn.pretrained import load_pretrained as load_pretrained
     from jaxcnn.trained import Trained as Trained
     from jaxcnn.trained import load as load
 
@@ -85,6 +86,7 @@ _NAMES = {
         "avg_pool conv2d conv_output_size corr2d corr2d_multi_in corr2d_multi_in_out "
         "corr2d_multi_in_out_1x1 max_pool pool2d relu"
     ),
+    "pretrained": "load_pretrained",
     "trained": "Trained load",
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}

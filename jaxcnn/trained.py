@@ -426,11 +426,8 @@ def load(folder: str | Path, which: str | int = "best", model: nn.Module | None 
 def _load(folder: Path, name: Path, which: str | int, model: nn.Module | None) -> Trained:
     """Load what a run has trained from a folder of this machine; `name` is what it is called."""
     run = read_run(folder)
-    config = _as_config(run["config"])
-    if model is None:
-        model = _rebuild_model(run, config, folder)
-    if "normalization" in run:
-        model = _normalized(model, run["normalization"])
+    config = as_config(run["config"])
+    model = rebuild_model(run, config, folder, model)
     state = _read_state(folder, which)
     variables = state.variables
     image_shape = _find_image_shape(run, config, model, variables)
@@ -447,7 +444,7 @@ def _load(folder: Path, name: Path, which: str | int, model: nn.Module | None) -
     )
 
 
-def _as_config(settings: dict[str, Any]) -> ConfigDict:
+def as_config(settings: dict[str, Any]) -> ConfigDict:
     """Return the recorded settings as a config; what replaced a word stays as it is recorded."""
     config = get_default_config()
     known = {key: settings[key] for key in config if key in settings}
@@ -455,8 +452,26 @@ def _as_config(settings: dict[str, Any]) -> ConfigDict:
     return config
 
 
-def _rebuild_model(run: dict[str, Any], config: ConfigDict, folder: Path) -> nn.Module:
-    """Return the model of a run: the one that its config names, or the object as described."""
+def rebuild_model(
+    run: dict[str, Any], config: ConfigDict, folder: Path, model: nn.Module | None = None
+) -> nn.Module:
+    """Return the model of a run: the given one, or that of its record, as it normalizes.
+
+    Args:
+        run: the record: `module` if the model was an object, `normalization` if there is one.
+        config: of the run.
+        folder: for the error.
+        model: the object, if it is not recorded.
+
+    Raises:
+        ConfigError: if it is needed.
+    """
+    model = model or _recorded_model(run, config, folder)
+    return _normalized(model, run["normalization"]) if "normalization" in run else model
+
+
+def _recorded_model(run: dict[str, Any], config: ConfigDict, folder: Path) -> nn.Module:
+    """Return the model that a run's config names, or the object as described."""
     if "module" in run:
         return build_model(run["module"])
     if config.model not in MODELS:

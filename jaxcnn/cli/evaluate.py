@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from jaxcnn.cli.output import add_run, line_width, shorten, table
+from jaxcnn.cli.output import add_run, line_width, load_run, shorten, table
 
 if TYPE_CHECKING:
     from jaxcnn.scores import Evaluation
@@ -35,9 +35,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     """Evaluate a checkpoint, and yield the lines of its result."""
     import dataclasses
 
-    from jaxcnn.trained import load
-
-    trained = load(options.run_folder, options.which)
+    trained = load_run(options)
     evaluation = trained.evaluate(options.split)
     if options.json:
         yield json.dumps(_as_json(trained, evaluation, options), allow_nan=False)
@@ -45,7 +43,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     names = tuple(shorten(name, _NAME) for name in evaluation.class_names)
     short = dataclasses.replace(evaluation, class_names=names)
     low, high = evaluation.interval
-    yield f"run       {trained.folder}"
+    yield f"run       {trained.folder or options.run_folder}"
     yield f"model     {trained.title}, step {trained.step}{_epoch(trained)}"
     yield f"data      {short.count:,} images of the {options.split} set"
     yield f"accuracy  {short.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f})"
@@ -118,7 +116,7 @@ def _as_json(
     scores = zip(*([_number(x) for x in column] for column in columns), strict=True)
     images = evaluation.confusion.sum(axis=1).tolist()
     return {
-        "run": str(trained.folder),
+        "run": str(trained.folder or options.run_folder),
         "step": trained.step,
         "split": options.split,
         "chosen_on_this_split": _is_chosen_here(trained, options),

@@ -9,7 +9,7 @@
 import argparse
 from collections.abc import Iterator
 
-from jaxcnn.cli.output import add_output, add_run, check_output
+from jaxcnn.cli.output import add_output, add_run, check_output, load_run
 
 HELP = "write a trained model as ONNX, StableHLO or weights for PyTorch"
 EXAMPLE = "jaxcnn export runs/lenet lenet.onnx"
@@ -31,11 +31,11 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     """Export a checkpoint, and yield a line on the file: its path, size and origin."""
     path = check_output(options.file, options.force)
     from jaxcnn.models import Normalized, describe_normalization
-    from jaxcnn.trained import load
 
-    trained = load(options.run_folder, options.which)
+    trained = load_run(options)
+    origin = trained.folder or options.run_folder
     trained.export(path, options.names, force=options.force)
-    yield f"{path}: {path.stat().st_size:,} bytes, step {trained.step} of {trained.folder}"
+    yield f"{path}: {path.stat().st_size:,} bytes, step {trained.step} of {origin}"
     if path.suffix.lower() in (".safetensors", ".pt") and isinstance(trained.model, Normalized):
         numbers = describe_normalization(trained.model)
         yield f"normalize its images in [0, 1] by {numbers} (in full in its metadata)"

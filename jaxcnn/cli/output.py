@@ -7,9 +7,13 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxcnn import files
-from jaxcnn.errors import JaxcnnError, first_line
+from jaxcnn.errors import ConfigError, JaxcnnError, first_line
+
+if TYPE_CHECKING:
+    from jaxcnn.trained import Trained
 
 PIPE_CLOSED = 141  # exit status, as a shell reports SIGPIPE
 
@@ -105,8 +109,27 @@ def shorten(text: str, width: int) -> str:
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say which checkpoint of which run."""
-    parser.add_argument("run_folder", metavar="RUN", help="folder of the run, such as runs/lenet")
+    parser.add_argument(
+        "run_folder",
+        metavar="RUN",
+        help="folder of the run, such as runs/lenet, or pretrained:tiny for what jaxcnn has trained",
+    )
     add_which(parser)
+
+
+def load_run(options: argparse.Namespace) -> "Trained":
+    """Load what the arguments of `add_run` say."""
+    from jaxcnn.pretrained import PREFIX, load_pretrained
+    from jaxcnn.trained import load
+
+    if not options.run_folder.startswith(PREFIX):
+        return load(options.run_folder, options.which)
+    if options.which != "best":
+        raise ConfigError(
+            f"--which is {options.which}, but {options.run_folder} has one checkpoint alone; "
+            "leave it out"
+        )
+    return load_pretrained(options.run_folder.removeprefix(PREFIX))
 
 
 def add_which(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxcnn.cli.output import LeftOutError, add_run, explain, line_width, table
+from jaxcnn.cli.output import LeftOutError, add_run, explain, line_width, load_run, table
 from jaxcnn.errors import ConfigError, DataError, JaxcnnError
 from jaxcnn.files import local_path
 
@@ -42,9 +42,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     for name in ("top", "batch_size"):
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
-    from jaxcnn.trained import load
-
-    trained = load(options.run_folder, options.which)
+    trained = load_run(options)
     reasons: list[str] = []
     files = _find(options.paths, reasons)
     results = _classify(trained, files, options, reasons)

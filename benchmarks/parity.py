@@ -31,6 +31,7 @@ import jaxcnn  # noqa: E402
 from jaxcnn import interop  # noqa: E402
 
 IMAGES = 4
+CONFIGS = {"small_tiny": "tiny"}  # where the file has another name than the network
 # The source of each network, and what makes it of a model and an image size.
 NETS = {
     "lenet": ("d2l", lambda model, size: torch_nets.lenet()),
@@ -42,6 +43,7 @@ NETS = {
     "googlenet": ("d2l", lambda model, size: torch_nets.googlenet(model.arch)),
     "resnet18": ("d2l", lambda model, size: torch_nets.resnet(model.arch)),
     "densenet": ("d2l", lambda model, size: torch_nets.densenet(model.arch)),
+    "small_tiny": ("own", lambda model, size: torch_nets.small(model.arch, model.stem_channels)),
     "resnet34": ("torchvision", lambda *_: torchvision.models.resnet34()),
     "resnet50": ("torchvision", lambda *_: torchvision.models.resnet50()),
     "resnext50": ("torchvision", lambda *_: torchvision.models.resnext50_32x4d()),
@@ -51,7 +53,8 @@ NETS = {
 def compare(name: str) -> dict:
     """Return what was compared, and the largest difference."""
     source, create = NETS[name]
-    config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]()
+    file = ROOT / "configs" / f"{CONFIGS.get(name, name)}.py"
+    config = runpy.run_path(str(file))["get_config"]()
     size = config.image_size
     num_classes, channels = (1000, 3) if source == "torchvision" else (10, 1)
     model = jaxcnn.create_model(name, num_classes=num_classes)
@@ -63,7 +66,7 @@ def compare(name: str) -> dict:
         for _ in range(20):  # for the running averages
             net.train()(x)
         expected = net.eval()(x).numpy()
-    convert = interop.from_torch if source == "d2l" else interop.from_torchvision
+    convert = interop.from_torchvision if source == "torchvision" else interop.from_torch
     variables = convert(net.state_dict(), model)
     logits = np.asarray(jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images))
     difference = float(np.abs(logits - expected).max() / np.abs(expected).max())

@@ -30,7 +30,9 @@ NAMES = {
     "resnet50": "ResNet50, 96 px",
     "resnext50": "ResNeXt50, 96 px",
     "densenet": "DenseNet, 96 px",
+    "small_tiny": "SmallNetTiny, 28 px",
 }
+SOURCES = {"d2l": "d2l's", "torchvision": "torchvision's", "own": "the same layers"}
 COLORS = {"jaxcnn": "#3366aa", "torch": "#cc5522", "xla": "#999999"}
 LABELS = {"jaxcnn": "jaxcnn", "torch": "PyTorch", "xla": "jaxcnn with XLA's own convolutions"}
 
@@ -171,6 +173,31 @@ def gpu() -> str:
     text = (
         f"Medians, measured on {machine['date']} on one {machine['device']} with jax "
         f"{machine['jax']} and PyTorch {machine['torch']}."
+    )
+    return "\n".join([*rows, "", *textwrap.wrap(text, 100)])
+
+
+def search() -> str:
+    """Return the table of the search: a row per network, with its best setting."""
+    record = load("search")
+    rows = [
+        "| network | parameters | million multiply-adds | epochs | optimizer, rate | held-out "
+        "accuracy | seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    found: dict[str, dict[str, Any]] = {}
+    for each in sorted(record["results"], key=lambda each: -each["accuracy"]):
+        found.setdefault(each["network"], each)
+    for name, each in found.items():
+        rows.append(
+            f"| {name} | {each['parameters']:,} | {each['million_macs']} | {each['epochs']} | "
+            f"{each['optimizer']}, {each['learning_rate']:g} | {each['accuracy']:.4f} | "
+            f"{each['seeds']} |"
+        )
+    machine = record["machine"]
+    text = (
+        f"With the mean of an image's and its mirror's logits. Trained on {machine['date']} on one "
+        f"{machine['device']} with jax {machine['jax']}."
     )
     return "\n".join([*rows, "", *textwrap.wrap(text, 100)])
 
@@ -325,7 +352,7 @@ def parities() -> str:
     for name, each in load("parity")["results"].items():
         size = f"{each['image_size']} x {each['image_size']} x {each['channels']}"
         rows.append(
-            f"| `{name}` | {each['source']}'s | {size} | {each['num_classes']} | "
+            f"| `{name}` | {SOURCES[each['source']]} | {size} | {each['num_classes']} | "
             f"{each['parameters']:,} | {each['difference']:.1e} |"
         )
     return "\n".join(rows)
@@ -337,6 +364,7 @@ DOCUMENTS = {
     ROOT / "docs" / "performance.md": {"speed": details, "memory": memory, "gpu": gpu},
     ROOT / "docs" / "scaling.md": {"tpu": tpu},
     ROOT / "docs" / "distributed.md": {"devices": devices},
+    ROOT / "docs" / "recipes.md": {"search": search},
     ROOT / "docs" / "results.md": {"parity": parities, "epochs": epochs},
 }
 

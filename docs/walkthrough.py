@@ -490,6 +490,13 @@ print(modern.predict(path))
 show([drawing], ["somebody's drawing"])
 
 # %% [markdown]
+# For clothes there is also a network that comes trained with the package, a small one (70,330
+# parameters) whose recipe is in `configs/tiny.py`.
+
+# %%
+print(jaxcnn.load_pretrained("tiny").predict(path))
+
+# %% [markdown]
 # ## 8.2 VGG: networks of blocks
 #
 # Simonyan and Zisserman (Visual Geometry Group, Oxford, 2014) stopped designing layers one by one

@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the names below
     from jaxcnn.models import AlexNet as AlexNet
     from jaxcnn.models import BasicBlock as BasicBlock
     from jaxcnn.models import Bottleneck as Bottleneck
+    from jaxcnn.models import ConvBlock as ConvBlock
     from jaxcnn.models import DenseBlock as DenseBlock
     from jaxcnn.models import DenseNet as DenseNet
     from jaxcnn.models import GoogLeNet as GoogLeNet
@@ -51,6 +52,8 @@ if TYPE_CHECKING:  # what type checkers and editors see of the names below
     from jaxcnn.models import ResNeXt50 as ResNeXt50
     from jaxcnn.models import ResNeXtBlock as ResNeXtBlock
     from jaxcnn.models import ResNeXtBottleneck as ResNeXtBottleneck
+    from jaxcnn.models import SmallNet as SmallNet
+    from jaxcnn.models import SmallNetTiny as SmallNetTiny
     from jaxcnn.models import VGGBlock as VGGBlock
     from jaxcnn.models import VGGNarrow as VGGNarrow
     from jaxcnn.models import create_model as create_model
@@ -78,9 +81,10 @@ _NAMES = {
     "fitting": "fit",
     "layers": "Conv Conv2D",
     "models": (
-        "MODELS VGG VGG11 AlexNet BasicBlock Bottleneck DenseBlock DenseNet GoogLeNet Inception "
-        "LeNet LeNetModern NiN NiNBlock Residual ResNet ResNet18 ResNet34 ResNet50 ResNeXt50 "
-        "ResNeXtBlock ResNeXtBottleneck VGGBlock VGGNarrow create_model"
+        "MODELS VGG VGG11 AlexNet BasicBlock Bottleneck ConvBlock DenseBlock DenseNet GoogLeNet "
+        "Inception LeNet LeNetModern NiN NiNBlock Residual ResNet ResNet18 ResNet34 ResNet50 "
+        "ResNeXt50 ResNeXtBlock ResNeXtBottleneck SmallNet SmallNetTiny VGGBlock VGGNarrow "
+        "create_model"
     ),
     "ops": (
         "avg_pool conv2d conv_output_size corr2d corr2d_multi_in corr2d_multi_in_out "

@@ -35,6 +35,7 @@ from jaxcnn import (
     ResNet34,
     ResNet50,
     ResNeXt50,
+    SmallNet,
 )
 from jaxcnn.config import get_default_config
 from jaxcnn.data import preprocess
@@ -61,6 +62,7 @@ CASES = {  # model, shape of the images
     ),
     "googlenet": (GoogLeNet(arch=(((8, (4, 8), (2, 4), 4),),) * 2), (28, 20, 1)),
     "densenet": (DenseNet(8, 4, arch=(2, 2)), (28, 20, 1)),
+    "small": (SmallNet((8, 16), 4), (15, 20, 3)),
 }
 COMPILED = ("lenet", "lenet_modern", "vgg", "resnet")  # by another process, which takes long
 

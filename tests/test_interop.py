@@ -45,6 +45,7 @@ from jaxcnn.models import (
     ResNet50,
     ResNeXt50,
     ResNeXtBlock,
+    SmallNet,
     VGGNarrow,
     create_model,
 )
@@ -100,6 +101,7 @@ def assert_same(ours, theirs):
         (GoogLeNet(SMALL_GOOGLENET), (32, 32, 3), ["net.2.1.b2_2.weight", "net.4.bias"]),
         (DenseNet(**SMALL_DENSENET), (32, 32, 1), ["net.dense_blk2.net.2.0.running_var"]),
         (DenseNet(**SMALL_DENSENET), (32, 32, 3), ["net.tran_blk1.2.weight", "net.last.4.bias"]),
+        (SmallNet((4, 8), 2), (9, 12, 3), ["net.stem.conv.weight", "net.stage2_residual.bn.bias"]),
     ],
 )
 def test_round_trip(model, shape, names, tmp_path):
@@ -654,6 +656,10 @@ NETS = {  # model, PyTorch's, image size, batch size, learning rate
         functools.partial(DenseNet, **SMALL_DENSENET),
         *("densenet", SMALL_DENSENET, 32, 4, 0.01),
     ),
+    "small": (
+        functools.partial(SmallNet, (16, 32), 8),
+        *("small", {"arch": (16, 32), "stem_channels": 8}, 28, 16, 0.1),
+    ),
     "resnext": (
         functools.partial(ResNet, SMALL_RESNEXT, block=ResNeXtBlock),
         *("resnext", {"arch": SMALL_RESNEXT}, 32, 16, 0.01),
@@ -836,6 +842,7 @@ def test_same_logits_as_pytorch_in_float32(name, size):
         ("nin", {"arch": SMALL_NIN}, NiN(SMALL_NIN), (33, 20)),
         ("googlenet", {"arch": SMALL_GOOGLENET}, GoogLeNet(SMALL_GOOGLENET), (33, 20)),
         ("densenet", SMALL_DENSENET, DenseNet(**SMALL_DENSENET), (33, 20)),
+        ("small", {"arch": (4, 8), "stem_channels": 2}, SmallNet((4, 8), 2), (33, 20)),
     ],
 )
 def test_same_logits_for_images_that_are_not_square(name, options, model, size):

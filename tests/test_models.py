@@ -45,6 +45,7 @@ TABLE = {
     "resnet50": (96, 23_522_250, 2 * 26_560),
     "resnext50": (96, 22_994_122, 2 * 34_112),
     "densenet": (96, 758_226, 2 * 3_304),
+    "small_tiny": (28, 70_330, 2 * 208),
 }
 TORCHVISION = {"resnet34": 21_797_672, "resnet50": 25_557_032, "resnext50": 25_028_904}
 
@@ -123,6 +124,13 @@ def test_parameter_counts_of_the_rest_of_chapter_8_by_hand():
             channels //= 2
     averages += channels
     assert TABLE["densenet"][1:] == (densenet + 2 * averages + dense(channels, 10), 2 * averages)
+
+
+def test_parameter_counts_of_the_small_network_by_hand():
+    kernels = ((1, 16), (16, 32), (32, 32), (32, 64), (64, 64))
+    averages = 2 * sum(o for _, o in kernels)
+    small = sum(9 * i * o for i, o in kernels) + averages + dense(64, 10)
+    assert TABLE["small_tiny"][1:] == (small, averages)
 
 
 def test_parameter_counts_of_googlenet_and_vgg11_by_hand():
@@ -255,6 +263,7 @@ def test_a_model_is_described_in_json(name):
     [
         ("densenet", {"growth_rate": 12, "num_channels": 24, "arch": (2, 3)}),
         ("vgg", {"hidden_features": 12, "dropout_rate": 0.1, "arch": ((1, 4), (1, 8))}),
+        ("small_tiny", {"stem_channels": 4, "logit_scale": 0.1, "arch": (8,)}),
     ],
 )
 def test_fields_of_the_architecture_are_described(name, fields):
@@ -282,6 +291,7 @@ def test_number_of_classes(name):
         ("resnet18", 32, 512),
         ("resnet50", 32, 2048),
         ("densenet", 32, 248),
+        ("small_tiny", 28, 64),
     ],
 )
 def test_without_classes_a_model_gives_what_the_last_layer_takes(name, size, features):
@@ -309,7 +319,15 @@ def test_bfloat16_keeps_float32_parameters_and_logits(name):
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("lenet", 11), ("alexnet", 64), ("vgg", 31), ("vgg11", 16), ("nin", 66), ("densenet", 28)],
+    [
+        ("lenet", 11),
+        ("alexnet", 64),
+        ("vgg", 31),
+        ("vgg11", 16),
+        ("nin", 66),
+        ("densenet", 28),
+        ("small_tiny", 3),
+    ],
 )
 def test_too_small_an_image_is_refused(name, size):
     with pytest.raises(ValueError, match="does not fit"):

@@ -260,6 +260,18 @@ def test_the_memory_is_the_machines_or_what_a_control_group_leaves(tmp_path, gro
     assert found == limit if limit else found > 2**25
 
 
+def test_a_grain_that_cannot_be_imported_is_said(tmp_path, monkeypatch):
+    (tmp_path / "grain.py").write_text("import not_here")
+    monkeypatch.delitem(sys.modules, "grain", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        BatchStream(lambda number: number, count=1)
+    assert f"{error.value}" == (
+        "images are streamed by the package grain, which cannot be imported here (No module named "
+        "'not_here'); install it again: pip install --force-reinstall grain"
+    )
+
+
 def test_without_grain_a_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
     config = small_config(dataset="folder:nowhere", data_loading="stream")

@@ -113,6 +113,7 @@ SIZES = {
     "resnet50": 96,
     "resnext50": 96,
     "densenet": 96,
+    "small_tiny": 28,
 }
 
 

@@ -1,5 +1,7 @@
 """d2l's networks in PyTorch, as their state dicts name them; for tests alone."""
 
+from collections import OrderedDict
+
 import torch
 from torch import nn
 
@@ -235,3 +237,36 @@ class DenseBlock(nn.Module):
         for block in self.net:
             x = torch.cat((x, block(x)), dim=1)
         return x
+
+
+class SmallNet(nn.Module):
+    """Stem and stages of two convolutions; the second is added to the first."""
+
+    def __init__(self, arch, stem_channels, logit_scale):
+        super().__init__()
+        self.stages, self.logit_scale = len(arch), logit_scale
+        blocks, channels = {"stem": _conv_block(1, stem_channels)}, stem_channels
+        for i, width in enumerate(arch, start=1):
+            blocks[f"stage{i}"] = _conv_block(channels, width, nn.MaxPool2d(2, 2))
+            blocks[f"stage{i}_residual"] = _conv_block(width, width)
+            channels = width
+        self.net = nn.ModuleDict(blocks | {"last": nn.Linear(channels, 10)})
+
+    def forward(self, x):
+        x = self.net["stem"](x)
+        for i in range(1, self.stages + 1):
+            x = self.net[f"stage{i}"](x)
+            x = x + self.net[f"stage{i}_residual"](x)
+        return self.logit_scale * self.net["last"](x.amax(dim=(2, 3)))
+
+
+def _conv_block(in_channels, channels, *pool):
+    """Return a convolution, pooling if any, BatchNorm and ReLU, by their names."""
+    layers = {"conv": nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)}
+    layers |= {f"pool{i}": layer for i, layer in enumerate(pool)}
+    return nn.Sequential(OrderedDict(layers | {"bn": nn.BatchNorm2d(channels), "relu": nn.ReLU()}))
+
+
+def small(arch, stem_channels, logit_scale=0.5):
+    """Return the network for small images, with d2l's initial weights."""
+    return SmallNet(arch, stem_channels, logit_scale).apply(init_cnn)

@@ -112,7 +112,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run_folder",
         metavar="RUN",
-        help="folder of the run, such as runs/lenet, or pretrained:tiny for what jaxcnn has trained",
+        help="folder of the run, such as runs/lenet; or pretrained:tiny, which comes with jaxcnn",
     )
     add_which(parser)
 

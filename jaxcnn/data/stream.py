@@ -113,7 +113,13 @@ class BatchStream(Generic[T]):
     """
 
     def __init__(self, read: Callable[[int], T], count: int):
-        import grain  # here: it is optional, and slow to import
+        try:
+            import grain  # here: it is optional, and slow to import
+        except ImportError as error:  # of one of its own dependencies: see `check_grain`
+            raise ConfigError(
+                "images are streamed by the package grain, which cannot be imported here "
+                f"({error}); install it again: pip install --force-reinstall grain"
+            ) from error
 
         self._batches = grain.MapDataset.source(_Source(read, count))
         self._options = grain.ReadOptions(num_threads=_AHEAD, prefetch_buffer_size=_AHEAD)

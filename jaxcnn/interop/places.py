@@ -9,7 +9,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from jaxcnn.models import VGG, AlexNet, DenseNet, GoogLeNet, LeNet, NiN, ResNet
+from jaxcnn.models import VGG, AlexNet, DenseNet, GoogLeNet, LeNet, NiN, ResNet, SmallNet
 
 _LENET = {"conv1": "0", "conv2": "3", "dense1": "7", "dense2": "9", "dense3": "11"}
 _ALEXNET = {
@@ -100,4 +100,5 @@ _PLACES: dict[type[nn.Module], Callable[[Any, str], str | None]] = {
     GoogLeNet: _googlenet,
     ResNet: _resnet,
     DenseNet: _densenet,
+    SmallNet: lambda model, layer: layer.replace("/", "."),  # not d2l's: a name for each
 }

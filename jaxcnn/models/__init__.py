@@ -1,4 +1,4 @@
-"""The networks of d2l, and the one place to register another."""
+"""The networks of d2l and a few others, and the one place to register another."""
 
 import bisect
 import inspect
@@ -21,6 +21,7 @@ from jaxcnn.models.normalized import Normalized, describe_normalization, without
 from jaxcnn.models.prediction import TEST_AUGMENTATIONS, predict_logits
 from jaxcnn.models.resnet import Residual, ResNet, ResNet18
 from jaxcnn.models.resnext import ResNeXt50, ResNeXtBlock, ResNeXtBottleneck
+from jaxcnn.models.small import ConvBlock, SmallNet, SmallNetTiny
 from jaxcnn.models.vgg import VGG, VGG11, VGGBlock, VGGNarrow
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "AlexNet",
     "BasicBlock",
     "Bottleneck",
+    "ConvBlock",
     "DenseBlock",
     "DenseNet",
     "GoogLeNet",
@@ -48,6 +50,8 @@ __all__ = [
     "ResNet34",
     "ResNet50",
     "Residual",
+    "SmallNet",
+    "SmallNetTiny",
     "VGGBlock",
     "VGGNarrow",
     "build_model",
@@ -73,6 +77,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": ResNet50,
     "resnext50": ResNeXt50,
     "densenet": DenseNet,
+    "small_tiny": SmallNetTiny,
 }
 _OWN = dict(MODELS)
 _FIELDS = (  # in JSON
@@ -82,6 +87,8 @@ _FIELDS = (  # in JSON
     "dropout_rate",
     "num_channels",
     "growth_rate",
+    "stem_channels",
+    "logit_scale",
 )
 
 

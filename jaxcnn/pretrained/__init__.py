@@ -2,7 +2,7 @@
 
 | in this folder     |                                                                         |
 |--------------------|-------------------------------------------------------------------------|
-| `NAME.safetensors` | the weights, named as d2l's modules name them                           |
+| `NAME.safetensors` | the weights, as a state dict for PyTorch (see `jaxcnn.interop`)         |
 | `NAME.onnx`        | the same as a program for onnxruntime and others                        |
 | `NAME.json`        | the lab note: SHA-256 of the files; loss and accuracy on the test set;  |
 |                    | settings, data, versions and date of the run; its epochs                |

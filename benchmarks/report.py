@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PICTURE = RESULTS / "train_step.png"
 IMAGES = ROOT / "docs" / "images"
+PRETRAINED = ROOT / "jaxcnn" / "pretrained"
 BEGIN, END = "<!-- {}: written by benchmarks/report.py -->", "<!-- as far as here -->"
 NAMES = {
     "lenet": "LeNet, 28 px",
@@ -175,6 +176,28 @@ def gpu() -> str:
         f"{machine['jax']} and PyTorch {machine['torch']}."
     )
     return "\n".join([*rows, "", *textwrap.wrap(text, 100)])
+
+
+def pretrained() -> str:
+    """Return what is known of the weights that come with the package, from their lab notes."""
+    lines = [
+        "| name | parameters | epochs | minutes | step | test accuracy | test loss | files |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted(PRETRAINED.glob("*.json")):
+        note, name = json.loads(path.read_text()), path.stem
+        parameters = load("parity")["results"][note["run"]["config"]["model"]]["parameters"]
+        sizes = ", ".join(
+            f"{suffix} {(PRETRAINED / f'{name}{suffix}').stat().st_size / 1000:.0f} kB"
+            for suffix in (".safetensors", ".onnx", ".json")
+        )
+        seconds = sum(row["train_seconds"] for row in note["epochs"])
+        lines.append(
+            f"| `{name}` | {parameters:,} | {len(note['epochs'])} | {seconds / 60:.0f} | "
+            f"{note['step']:,} | {note['test']['accuracy']:.4f} | {note['test']['loss']:.4f} | "
+            f"{sizes} |"
+        )
+    return "\n".join(lines)
 
 
 def search() -> str:
@@ -364,7 +387,7 @@ DOCUMENTS = {
     ROOT / "docs" / "performance.md": {"speed": details, "memory": memory, "gpu": gpu},
     ROOT / "docs" / "scaling.md": {"tpu": tpu},
     ROOT / "docs" / "distributed.md": {"devices": devices},
-    ROOT / "docs" / "recipes.md": {"search": search},
+    ROOT / "docs" / "recipes.md": {"pretrained": pretrained, "search": search},
     ROOT / "docs" / "results.md": {"parity": parities, "epochs": epochs},
 }
 

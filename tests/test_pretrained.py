@@ -104,7 +104,8 @@ def test_commands_take_it_for_a_run(tmp_path, capsys):
     from PIL import Image
 
     test = jaxcnn.data.load_fashion_mnist_sample("test")
-    Image.fromarray(test.images[1, :, :, 0]).save(tmp_path / "trouser.png")
+    trouser = test.labels.tolist().index(1)
+    Image.fromarray(test.images[trouser, :, :, 0]).save(tmp_path / "trouser.png")
     assert main(["predict", "pretrained:tiny", str(tmp_path / "trouser.png")]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[0] == "Trouser"
     assert main(["export", "pretrained:tiny", str(tmp_path / "tiny.onnx")]) == 0

@@ -493,7 +493,7 @@ show([drawing], ["somebody's drawing"])
 # For clothes there is also a network that comes trained with the package, a small one (70,330
 # parameters) whose recipe is in `configs/tiny.py`.
 
-# %%
+# %% tags=["varies"]
 print(jaxcnn.load_pretrained("tiny").predict(path))
 
 # %% [markdown]

@@ -38,7 +38,7 @@ from jax._src.interpreters import mlir
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxcnn.config import get_default_config, smoke
-from jaxcnn.data.fashion_mnist import DEBIAN_FOLDER, load_fashion_mnist
+from jaxcnn.data.fashion_mnist import DEBIAN_FOLDER
 from jaxcnn.layers import BatchNorm, Dense, flatten
 from jaxcnn.ops import cpu
 from jaxcnn.ops.cpu import programs
@@ -117,14 +117,6 @@ def published_files() -> Path:
     if not DEBIAN_FOLDER.is_dir():
         pytest.skip("needs Debian's package dataset-fashion-mnist (`make test` installs it)")
     return DEBIAN_FOLDER
-
-
-@pytest.fixture(scope="session")
-def data_dir(tmp_path_factory, published_files) -> Path:
-    """A TFDS data directory with Fashion-MNIST prepared from the published files."""
-    folder = tmp_path_factory.mktemp("tfds")
-    load_fashion_mnist("train", folder, published_files)
-    return folder
 
 
 @pytest.fixture(scope="session")

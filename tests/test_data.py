@@ -45,33 +45,72 @@ pytestmark = pytest.mark.filterwarnings("ignore:OpenCV")
 # Fashion-MNIST
 
 
+def in_tfds_order(split, images, labels):
+    """Sort the examples of files as TFDS does: by their places in the file, hashed."""
+    hasher = tfds.core.hashing.Hasher(split)
+    order = sorted(range(len(images)), key=hasher.hash_key)
+    return images[order], labels[order]
+
+
+@pytest.fixture
+def files_with_less_to_train_on(tmp_path, published_files, monkeypatch):
+    """Fashion-MNIST's test files, and 600 of the images in them as the training set's."""
+    spec, folder = fashion_mnist.FASHION_MNIST, tmp_path / "published"
+    folder.mkdir()
+    for name in FILES["test"]:
+        (folder / f"{name}.gz").symlink_to(published_files / f"{name}.gz")
+    images, labels = (
+        array[:600] for array in read_idx_split(spec, "test", find_idx_files(published_files))
+    )
+    arrays = zip(FILES["train"], (images, labels), strict=True)
+    file_sha256 = {name: write_idx(folder / f"{name}.gz", array) for name, array in arrays}
+    less = dataclasses.replace(
+        spec,
+        file_sha256=spec.file_sha256 | file_sha256,
+        content_sha256=spec.content_sha256 | {"train": content_digest(images, labels)},
+    )
+    monkeypatch.setattr(fashion_mnist, "FASHION_MNIST", less)
+    return folder
+
+
 @pytest.mark.slow
-def test_fashion_mnist(data_dir, published_files):
+def test_fashion_mnist(tmp_path, files_with_less_to_train_on):
     """The whole way from the published files, with what TFDS's own builder makes of it."""
-    train, test = (load_fashion_mnist(split, data_dir) for split in ("train", "test"))
-    for data, count in ((train, 60_000), (test, 10_000)):
+    spec, files = fashion_mnist.FASHION_MNIST, files_with_less_to_train_on
+    for split, count in (("train", 600), ("test", 10_000)):
+        data = load_fashion_mnist(split, tmp_path, files)
         assert data.images.shape == (count, 28, 28, 1)
         assert (data.images.dtype, data.labels.dtype) == (np.uint8, np.int32)
-        assert np.bincount(data.labels).tolist() == [count // 10] * 10
         assert data.class_names[0] == "T-shirt/top"
         assert data.class_names[9] == "Ankle boot"
-    assert abs(train.images.mean() / 255 - 0.28604) < 1e-5
-    assert train.digest()[:16] == "f2a050cf813f5527"  # the order: resumed runs rely on it
-    assert test.digest()[:16] == "5f23e171ccde7a20"
+        images, labels = in_tfds_order(split, *read_idx_split(spec, split, find_idx_files(files)))
+        assert (data.images[..., 0] == images).all()
+        assert (data.labels == labels).all()
 
-    images, labels = read_idx_split(
-        fashion_mnist.FASHION_MNIST, "test", find_idx_files(published_files)
-    )
-    label_of = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
-    assert [label_of[image.tobytes()] for image in test.images] == test.labels.tolist()
+        builder = tfds.builder("fashion_mnist", data_dir=tmp_path)
+        theirs = builder.as_data_source(split)
+        assert len(theirs) == count
+        for i in (0, 1, count - 1):
+            assert (theirs[i]["image"] == data.images[i]).all()
+            assert theirs[i]["label"] == data.labels[i]
+        assert tuple(builder.info.features["label"].names) == data.class_names
 
-    builder = tfds.builder("fashion_mnist", data_dir=data_dir)
-    theirs = builder.as_data_source("test")
-    assert len(theirs) == 10_000
-    for i in (0, 1, 9_999):
-        assert (theirs[i]["image"] == test.images[i]).all()
-        assert theirs[i]["label"] == test.labels[i]
-    assert tuple(builder.info.features["label"].names) == test.class_names
+
+@pytest.mark.parametrize(
+    ("split", "count", "mean", "digest"),
+    [("train", 60_000, 0.28604, "f2a050cf813f5527"), ("test", 10_000, 0.28685, "5f23e171ccde7a20")],
+)
+def test_fashion_mnists_files_have_its_examples(published_files, split, count, mean, digest):
+    """In TFDS's order, on which resumed runs rely."""
+    spec = fashion_mnist.FASHION_MNIST
+    published = read_idx_split(spec, split, find_idx_files(published_files))
+    images, labels = in_tfds_order(split, *published)
+    assert images.shape == (count, 28, 28)
+    assert np.bincount(labels).tolist() == [count // 10] * 10
+    assert abs(images.mean() / 255 - mean) < 1e-5
+    assert content_digest(images, labels) == spec.content_sha256[split]
+    data = Dataset(images[..., None], labels.astype(np.int32), spec.class_names)
+    assert data.digest()[:16] == digest
 
 
 def test_fashion_mnist_without_a_source(tmp_path, monkeypatch):
@@ -164,10 +203,9 @@ def test_another_data_set_takes_a_spec_and_a_line(small, tmp_path, monkeypatch):
     for split, (images, labels) in small.published.items():
         data = load_dataset("kmnist", split, tmp_path, small.files)
         assert (data.images.dtype, data.labels.dtype) == (np.uint8, np.int32)
-        hasher = tfds.core.hashing.Hasher(split)  # TFDS sorts by it; its keys are places in a file
-        order = sorted(range(len(images)), key=hasher.hash_key)
-        assert (data.images[..., 0] == images[order]).all()
-        assert (data.labels == labels[order]).all()
+        images, labels = in_tfds_order(split, images, labels)
+        assert (data.images[..., 0] == images).all()
+        assert (data.labels == labels).all()
         builder = tfds.builder("kmnist", data_dir=tmp_path)
         theirs = builder.as_data_source(split)
         assert len(theirs) == len(images)

@@ -30,6 +30,7 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
     processors = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {processors[int(worker.removeprefix("gw")) % len(processors)]})
 
+import absl.logging
 import jax
 import pytest
 from flax import linen as nn
@@ -203,6 +204,15 @@ def small_config(**changes):
 def tiny_config():
     """`small_config`, to be changed by a test."""
     return small_config()
+
+
+@pytest.fixture
+def in_repository(monkeypatch):
+    """Run commands in this process from the repository's root; its logs stay as they are."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    for name in ("use_absl_handler", "set_verbosity"):
+        monkeypatch.setattr(absl.logging, name, lambda *_: None)
 
 
 @pytest.fixture

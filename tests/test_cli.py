@@ -2,9 +2,7 @@
 
 import dataclasses
 import importlib.metadata
-import sys
 
-import absl.logging
 import pytest
 import setuptools
 import tensorflow_datasets as tfds
@@ -21,15 +19,6 @@ from jaxcnn.data.__main__ import main as data_main
 
 # ml_collections loads config files with it.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
-
-@pytest.fixture
-def in_repository(monkeypatch):
-    """Run from the repository's root, in this process, whose logs stay as they are."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
-    for name in ("use_absl_handler", "set_verbosity"):
-        monkeypatch.setattr(absl.logging, name, lambda *_: None)
 
 
 @pytest.mark.slow

@@ -32,6 +32,9 @@ class Trainer:
         prepare: train on Fashion-MNIST, prepared beside `workdir` first, rather than on the sample.
         flags: more of them.
         xla_flags: for the environment; by default those of a user, who has none.
+
+    Attributes:
+        arguments: of `train.py`.
     """
 
     def __init__(
@@ -45,9 +48,8 @@ class Trainer:
     ):
         self._env = {**os.environ, "XLA_FLAGS": xla_flags, "JAX_PLATFORMS": "cpu"}
         self.workdir, self.model, self.prepares = workdir, model, prepare
-        self._command = [
-            *(["prlimit", f"--fsize={limit}"] if limit else []),
-            *(sys.executable, "train.py", f"--config=configs/{model}.py:smoke"),
+        self.arguments = [
+            f"--config=configs/{model}.py:smoke",
             *("--config.num_epochs=6", "--config.momentum=0.9", "--config.learning_rate=0.01"),
             *("--config.batch_size=30", "--config.checkpoint_every_steps=3"),
             f"--workdir={workdir}",
@@ -55,7 +57,9 @@ class Trainer:
         ]
         self.data = workdir.with_name(f"{workdir.name}-data")
         if prepare:
-            self._command += ["--config.dataset=fashion_mnist", f"--config.data_dir={self.data}"]
+            self.arguments += ["--config.dataset=fashion_mnist", f"--config.data_dir={self.data}"]
+        limits = ["prlimit", f"--fsize={limit}"] if limit else []
+        self._command = [*limits, sys.executable, "train.py", *self.arguments]
 
     def start(self) -> subprocess.Popen:
         """Start it; its lines can be read from `stdout`, as they come."""

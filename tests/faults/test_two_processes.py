@@ -16,7 +16,7 @@ from jaxcnn.train import train_and_evaluate
 from jaxcnn.train.record.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow
-FLAGS = ("--config.batch_size=30", "--config.steps_per_call=1", "--config.num_epochs=4")
+FLAGS = ("--config.batch_size=30", "--config.steps_per_call=1", "--config.num_epochs=3")
 Distributed = functools.partial(harness.DistributedTrainer, xla_flags=QUICK_TO_COMPILE, flags=FLAGS)
 
 
@@ -27,7 +27,7 @@ def straight(tmp_path_factory):
     trainer = Distributed(folder / "straight", flags=flags)
     (status, printed), (other_status, other_printed) = trainer.finish_both()
     assert (status, other_status) == (0, 0), printed + other_printed
-    assert "4 x cpu in 2 processes; batches of 30, padded to 32, 4 epoch(s)" in printed
+    assert "4 x cpu in 2 processes; batches of 30, padded to 32, 3 epoch(s)" in printed
     assert printed.splitlines()[-2].startswith("done: test accuracy ")
     assert other_printed == ""  # the first shows the run
     return trainer
@@ -47,10 +47,10 @@ def losses_of(workdir):
 
 def test_two_processes_train_as_one(straight, tmp_path):
     config = runpy.run_path(f"{ROOT}/configs/lenet_modern.py")["get_config"]("smoke")
-    config.update(batch_size=30, num_epochs=4, steps_per_call=1, num_devices=4)
+    config.update(batch_size=30, num_epochs=3, steps_per_call=1, num_devices=4)
     config.update(momentum=0.9, learning_rate=0.01)
     state = train_and_evaluate(config, tmp_path)
-    assert len(losses_of(tmp_path)) == 32
+    assert len(losses_of(tmp_path)) == 24
     np.testing.assert_allclose(losses_of(straight.workdir), losses_of(tmp_path), rtol=1e-5)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
     jax.tree.map(close, last_state(straight).params, jax.device_get(state).params)

@@ -576,28 +576,47 @@ def test_without_source_files_xla_computes(monkeypatch, tmp_path):
             assert probe.verdict.__wrapped__().startswith("not in use: jaxcnn is not there as sour")
 
 
-LATE = "import atexit, os, sys; atexit.register(lambda: (sys.stdout.flush(), os._exit(3)))"
+LATE = (  # after all was right; without the calls that take long
+    "import atexit, os, sys; atexit.register(lambda: (sys.stdout.flush(), os._exit(3)));"
+    "_probe_conv = _probe_grouped_conv = _probe_loop = lambda *_: None"
+)
+
+
+def broken_probe(folder, line):
+    """Write a copy of the probe with a line in place of the first call; return its file."""
+    if not probe.available():
+        pytest.skip(cpu.status())
+    source = Path(probe.__file__).read_text()
+    call = "    _probe_matmul(calls, random)\n"
+    assert call in source
+    broken = folder / "probe.py"
+    broken.write_text(source.replace(call, f"    _conv = calls.conv\n    {line}\n"))
+    shutil.copy(Path(probe.__file__).with_name("onednn.py"), folder)
+    return broken
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("import os; os.abort()", "the probe ended with -6"),  # as oneDNN does
         ("raise SystemExit(0)", "the probe ended with 0"),
-        (LATE, "the probe ended with 3"),  # after all was right
+        (LATE, "the probe ended with 3"),
         ("calls.conv = lambda *args, **options: 2 * _conv(*args, **options)", "ended with 1"),
     ],
 )
-def test_a_probe_that_fails_leaves_xla(line, words, run_python, tmp_path):
-    if not probe.available():
-        pytest.skip(cpu.status())
-    source = Path(probe.__file__).read_text()
-    call = "    _probe_matmul(calls, random)\n"
-    assert call in source
-    broken = tmp_path / "probe.py"
-    broken.write_text(source.replace(call, f"    _conv = calls.conv\n    {line}\n"))
-    shutil.copy(Path(probe.__file__).with_name("onednn.py"), tmp_path)
+def test_a_probe_that_fails_is_told(line, words, tmp_path, monkeypatch):
+    broken = broken_probe(tmp_path, line)
+    monkeypatch.setattr(probe, "__file__", f"{broken}")
+    monkeypatch.setenv("XDG_CACHE_HOME", f"{tmp_path}")
+    verdict = probe.verdict.__wrapped__()
+    assert verdict.startswith("not in use: ")
+    assert words in verdict
+    assert f"jaxlib {jaxlib.__version__}" in verdict
+
+
+@pytest.mark.slow
+def test_a_probe_that_aborts_leaves_xla(run_python, tmp_path):
+    broken = broken_probe(tmp_path, "import os; os.abort()")  # as oneDNN does
     code = (
         "from jaxcnn.ops import conv2d, cpu; from jaxcnn.ops.cpu import probe;"
         f"import jax.numpy as jnp; probe.__file__ = {str(broken)!r};"
@@ -606,7 +625,7 @@ def test_a_probe_that_fails_leaves_xla(line, words, run_python, tmp_path):
     )
     done = run_python("-c", code, XDG_CACHE_HOME=f"{tmp_path}")
     verdict, value = done.stdout.splitlines()
-    assert words in verdict
+    assert "the probe ended with -6" in verdict
     assert f"jaxlib {jaxlib.__version__}" in verdict
     assert value == "36.0"
     assert not done.stderr

@@ -22,6 +22,13 @@ README = (ROOT / "README.md").read_text()
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 
 
+@pytest.fixture
+def one_device(monkeypatch):
+    """As most users have; the tests' eight share a processor."""
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: devices)
+
+
 @pytest.mark.slow
 def test_python_examples_run(tmp_path, run_python):
     examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -32,6 +39,7 @@ def test_python_examples_run(tmp_path, run_python):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections'
 def test_commands_run(tmp_path):
     (block,) = re.findall(r"```sh\n(jaxcnn train.*?)```", README, re.DOTALL)
@@ -45,6 +53,7 @@ def test_commands_run(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections'
 def test_commands_on_pictures_of_ones_own_run(tmp_path, monkeypatch, capsys):
     """300 that are drawn, of three classes: 32 pixels square and a little noisy, in colour."""

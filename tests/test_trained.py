@@ -587,7 +587,7 @@ def test_what_is_recorded_of_a_run(tmp_path):
 NOTEBOOK = """
 import jaxcnn
 train = jaxcnn.data.load_fashion_mnist_sample("train").first(64)
-trained = jaxcnn.fit("lenet", train, train, epochs=3, batch_size=32)
+trained = jaxcnn.fit("lenet", train, train, epochs=3, batch_size=32, num_devices=1)
 trained
 """
 

@@ -1,5 +1,6 @@
 """Runs in a folder on a remote store: what is there survives whatever happens on the way."""
 
+import contextlib
 import importlib.util
 import json
 import re
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from etils import epath
 from etils.epath import backend
-from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 import jaxcnn
 from conftest import CACHED, Tiny, small_config
@@ -63,19 +64,57 @@ class Store(MemoryFileSystem):
         Store.fails(Store.changes)
 
 
-@pytest.fixture
-def store(monkeypatch):
-    """An empty store at s3://, reached as any other: through `epath` and fsspec."""
-    monkeypatch.setattr(Store, "store", {})
-    monkeypatch.setattr(Store, "pseudo_dirs", [""])
-    monkeypatch.setattr(Store, "changes", 0)
-    monkeypatch.setattr(Store, "fails", staticmethod(lambda number: None))
-    monkeypatch.setattr(remote, "_PAUSE_SECONDS", 0)
+@contextlib.contextmanager
+def empty_store():
+    """Have an empty store at s3://, reached as any other: through `epath` and fsspec."""
     registry = importlib.import_module("fsspec.registry")  # fsspec has a dict of this name
-    monkeypatch.setitem(registry._registry, "s3", Store)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "store", {})
+        patch.setattr(Store, "pseudo_dirs", [""])
+        patch.setattr(Store, "changes", 0)
+        patch.setattr(Store, "fails", staticmethod(lambda number: None))
+        patch.setattr(remote, "_PAUSE_SECONDS", 0)
+        patch.setitem(registry._registry, "s3", Store)
+        backend.fsspec_backend._get_filesystem.cache_clear()
+        yield Store
     backend.fsspec_backend._get_filesystem.cache_clear()
-    yield Store
-    backend.fsspec_backend._get_filesystem.cache_clear()
+
+
+@pytest.fixture
+def store():
+    """An empty store at s3://."""
+    with empty_store() as store:
+        yield store
+
+
+@pytest.fixture(scope="module")
+def contents(compile_cache):
+    """What is on a store after the first epoch of a run, and after the second."""
+    found = {}
+    with empty_store() as store:
+        for num_epochs in (1, 2):
+            train(num_epochs)
+            files = {path: file.getvalue() for path, file in store.store.items()}
+            found[num_epochs] = files, list(store.pseudo_dirs)
+    return found
+
+
+def fill(store, contents):
+    """Put a copy of `contents` on an empty store."""
+    files, store.pseudo_dirs[:] = contents
+    store.store.update({path: MemoryFile(None, path, data) for path, data in files.items()})
+
+
+@pytest.fixture
+def one_epoch(store, contents):
+    """A run in the store that has trained for one epoch."""
+    fill(store, contents[1])
+
+
+@pytest.fixture
+def two_epochs(store, contents):
+    """A run in the store that has trained for two epochs."""
+    fill(store, contents[2])
 
 
 def listed(store):
@@ -128,8 +167,8 @@ def test_a_step_that_is_saved_again_takes_the_place_of_the_first(store):
     assert jaxcnn.load(URL, which=16, model=Tiny()).step == 16
 
 
+@pytest.mark.usefixtures("one_epoch")
 def test_one_that_is_refused_stops_nobody(store):
-    train(1)
     owner = store.store["/bucket/runs/tiny/owner.json"].getvalue()
     with pytest.raises(ConfigError, match=f"workdir '{URL}' holds a run with other settings: seed"):
         train(1, seed=5)
@@ -222,9 +261,9 @@ def test_killed_at_any_moment_of_a_save_it_goes_on(store, saved, tmp_path):
         assert listed(store)[-1] == 24
 
 
+@pytest.mark.usefixtures("two_epochs")
 def test_a_store_that_cannot_tell_loses_nothing(store):
     """A store's own `exists` and the like take a failure for "not there"; they are not asked."""
-    train(2)
     before = dict(store.store)
 
     open_it = store._open
@@ -243,8 +282,8 @@ def test_a_store_that_cannot_tell_loses_nothing(store):
     assert dict(store.store) == before
 
 
+@pytest.mark.usefixtures("one_epoch")
 def test_a_save_that_arrives_damaged_deletes_nothing(store):
-    train(1)
     read = Mirror._read
 
     def read_damaged(mirror, name):
@@ -283,8 +322,8 @@ def test_of_two_processes_the_earlier_stops(store):
     assert listed(store) == [8]
 
 
+@pytest.mark.usefixtures("one_epoch")
 def test_one_that_starts_while_another_saves_has_what_it_saved(store, monkeypatch):
-    train(1)
     claim, others = Mirror.claim, []
 
     def claim_after_a_save(mirror):
@@ -313,8 +352,8 @@ def test_a_store_that_fails_for_a_moment_is_tried_again(store):
     assert listed(store) == [8]
 
 
+@pytest.mark.usefixtures("two_epochs")
 def test_reading_a_checkpoint_that_fails_for_a_moment_is_tried_again(store, monkeypatch):
-    train(2)
     read, failed = Mirror._read, []
 
     def fail(mirror, name):
@@ -341,9 +380,9 @@ def test_reading_a_checkpoint_that_fails_for_a_moment_is_tried_again(store, monk
         lambda index: [],
     ],
 )
+@pytest.mark.usefixtures("one_epoch")
 def test_a_store_names_no_places_outside_of_its_folder(store, change, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    train(1)
     file = store.store["/bucket/runs/tiny/checkpoints.json"]
     index = change(json.loads(file.getvalue()))
     file.seek(0)
@@ -384,8 +423,8 @@ def test_its_folder_on_this_machine_does_not_stay(store, tmp_path, monkeypatch):
     assert list(tmp_path.glob("jaxcnn-*")) == []
 
 
+@pytest.mark.usefixtures("two_epochs")
 def test_a_damaged_checkpoint_is_passed_over_and_kept(store, capsys):
-    train(2)
     name = next(name for name in store.store if "/checkpoints/16-" in name)
     store.store[name].seek(1000)
     store.store[name].write(b"??")

@@ -79,13 +79,11 @@ def test_a_process_ends_with_that_line_and_status(run_python):
     assert result.stderr == "train.py: config.num_epochs is 0; it must be at least 1\n"
 
 
-def test_a_wrong_switch_in_the_environment_ends_in_one_line(run_python):
-    arguments = ("train.py", "--config=configs/lenet.py:smoke")
-    result = run_python(*arguments, JAXCNN_IMPLEMENTATION="fast")
-    assert result.returncode == 2
-    assert result.stderr == (
-        "train.py: the environment variable JAXCNN_IMPLEMENTATION must be auto or xla, got 'fast'\n"
-    )
+def test_a_wrong_switch_in_the_environment_ends_in_one_line(in_repository, capsys, monkeypatch):
+    monkeypatch.setenv("JAXCNN_IMPLEMENTATION", "fast")
+    assert train.main(["--config=configs/lenet.py:smoke"], "train.py") == 2
+    words = "the environment variable JAXCNN_IMPLEMENTATION must be auto or xla, got 'fast'"
+    assert_one_line(capsys, words)
 
 
 @pytest.mark.parametrize(

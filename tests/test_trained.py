@@ -178,8 +178,8 @@ def test_a_checkpoint_that_the_run_replaces_while_it_is_loaded(folder, monkeypat
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
-    [jaxcnn.LeNetModern(), jaxcnn.LeNet(num_classes=12), jaxcnn.ResNet(arch=((1, 4), (1, 8)))],
-    ids=["modern", "more logits", "arch"],
+    [jaxcnn.LeNetModern(num_classes=12), jaxcnn.ResNet(arch=((1, 4), (1, 8)))],
+    ids=["modern, more logits", "arch"],
 )
 def test_jaxcnns_own_models_are_built_again(model, tmp_path):
     data = TRAIN.first(64)

@@ -35,6 +35,7 @@ _LEAVES = {
     ("batch_stats", "var"): "running_var",
 }
 
+_FIRST_LAYERS = ("conv1", "block1/conv1", "b1_conv", "stem/conv")  # which take the image
 _TO_TORCH = {0: (), 1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}  # axes, by rank: IO to OI, HWIO to OIHW
 _FROM_TORCH = {0: (), 1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
 
@@ -185,7 +186,7 @@ def _entry(model: nn.Module, path: tuple[str, ...], shape: tuple[int, ...]) -> _
         raise ValueError(f"{'/'.join(path)} of {type(model).__name__} has no counterpart in d2l")
     sizes: list[int | None] = [*shape]
     channels = None
-    if path[-1] == "kernel" and layer in ("conv1", "block1/conv1", "b1_conv"):
+    if path[-1] == "kernel" and layer in _FIRST_LAYERS:
         sizes[2] = None
     if path[-1] == "kernel" and layer == "dense1":
         sizes[0], channels = None, flattened_channels(model)

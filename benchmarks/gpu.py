@@ -104,6 +104,31 @@ def answer_jobs(side: str) -> None:
     serve(answer)
 
 
+def measure(
+    case: dict[str, Any], sides: list[tuple[Side, dict[str, Any]]], rounds: int
+) -> dict[str, Any]:
+    """Return the times of a network in a dtype, and print them; with each side, its facts."""
+    times: dict[str, list[float]] = {side.name: [] for side, _ in sides}
+    for _ in range(rounds):
+        for side, _ in sides:
+            times[side.name].append(side.ask(case)["seconds"])
+    size, batch = NETS[case["net"]]
+    result = {"net": case["net"], "dtype": case["dtype"], "size": size, "batch": batch, "sides": {}}
+    for side, fact in sides:
+        name, taken = side.name, summary(times[side.name])
+        pairs = zip(times[name], times["jaxcnn"], strict=True)
+        ratio = summary(theirs / ours for theirs, ours in pairs)
+        facts = {"first_seconds": fact["first_seconds"], "seconds": taken, "ratio": ratio}
+        result["sides"][name] = facts
+        print(
+            f"{case['net']:8}  {case['dtype']:8}  {name:8}  {1e3 * taken['median']:8.3f}  "
+            f"{1e3 * taken['min']:7.3f} to {1e3 * taken['max']:7.3f}  "
+            f"{batch / taken['median']:9,.0f}  {ratio['median']:5.2f}",
+            flush=True,
+        )
+    return result
+
+
 def main() -> None:
     """Measure, print and record; or serve as one of the sides."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -135,30 +160,13 @@ def main() -> None:
         with ThreadPoolExecutor(len(sides)) as pool:
             facts = list(pool.map(lambda each: each[1].ask(each[0]), sides))
         print("net       dtype     side       ms/step  least to most  images/s  ratio", flush=True)
+        about = {key: x for fact in facts for key, x in fact.items() if key in ("device", "torch")}
         for case in cases:
             of_case = [
                 (side, fact) for (of, side), fact in zip(sides, facts, strict=True) if of is case
             ]
-            times: dict[str, list[float]] = {side.name: [] for side, _ in of_case}
-            for _ in range(options.rounds):
-                for side, _ in of_case:
-                    times[side.name].append(side.ask(case)["seconds"])
-            size, batch = NETS[case["net"]]
-            result = {"net": case["net"], "dtype": case["dtype"], "size": size, "batch": batch}
-            result["sides"] = {}
-            for side, fact in of_case:
-                name, taken = side.name, summary(times[side.name])
-                pairs = zip(times[name], times["jaxcnn"], strict=True)
-                ratio = summary(theirs / ours for theirs, ours in pairs)
-                result["sides"][name] = fact | {"seconds": taken, "ratio": ratio}
-                print(
-                    f"{case['net']:8}  {case['dtype']:8}  {name:8}  {1e3 * taken['median']:8.3f}  "
-                    f"{1e3 * taken['min']:7.3f} to {1e3 * taken['max']:7.3f}  "
-                    f"{batch / taken['median']:9,.0f}  {ratio['median']:5.2f}",
-                    flush=True,
-                )
-            results.append(result)
-            write_record(options.output, shows=False, results=results)
+            results.append(measure(case, of_case, options.rounds))
+            write_record(options.output, shows=False, **about, results=results)
 
 
 if __name__ == "__main__":

@@ -172,8 +172,8 @@ def gpu() -> str:
         )
     machine = record["machine"]
     text = (
-        f"Medians, measured on {machine['date']} on one {machine['device']} with jax "
-        f"{machine['jax']} and PyTorch {machine['torch']}."
+        f"Medians, measured on {machine['date']} on one {record['device']} with jax "
+        f"{machine['jax']} and PyTorch {record['torch']}."
     )
     return "\n".join([*rows, "", *textwrap.wrap(text, 100)])
 

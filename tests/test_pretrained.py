@@ -65,14 +65,16 @@ def test_a_lab_note_says_how_it_was_trained(written):
     assert str(run) not in json.dumps(note)
 
 
-@pytest.mark.parametrize("what", ["weights", "no weights", "note", "no note"])
+@pytest.mark.parametrize("what", ["weights", "no weights", "note", "no note", "a list for a note"])
 def test_files_that_are_not_those_of_the_package_are_refused(written, tmp_path, what):
     for file in written[1].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     file = tmp_path / ("mine.json" if "note" in what else "mine.safetensors")
     content = file.read_bytes()
     file.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
-    if what.startswith("no"):
+    if what == "a list for a note":
+        file.write_text("[]")
+    elif what.startswith("no"):
         file.unlink() if what != "note" else file.write_text("{}")
     with pytest.raises(DataError, match=r"mine\.safetensors is missing or not as it came .*again"):
         read_pretrained(tmp_path, "mine")

@@ -1,4 +1,4 @@
-"""Networks for small images: few parameters, trained in minutes.
+"""Networks for small images, with few parameters.
 
 | part   | SmallNetTiny                                | output (28 x 28 input) |
 |--------|---------------------------------------------|------------------------|

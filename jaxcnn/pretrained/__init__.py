@@ -76,7 +76,7 @@ def read_pretrained(folder: Path, name: str) -> Trained:
         if _digest(weights) != note["sha256"][weights.name]:
             raise ValueError("its SHA-256 is not the one in the lab note")
         run, history, step = note["run"], note["epochs"], note["step"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{weights} is missing or not as it came with jaxcnn ({error}); install jaxcnn again"
         ) from error

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from jaxcnn.errors import ConfigError, did_you_mean
 from jaxcnn.models import (
     MODELS,
-    TEST_AUGMENTATIONS,
     create_model,
     is_own_model,
     smallest_image_size,
@@ -56,6 +55,7 @@ def get_default_config() -> ConfigDict:
     config.recompute = False  # recompute feature maps in the backward pass: less memory, more time
     config.last_batch = "smaller"  # if not full: "smaller", or "merged" with the one before it
     config.num_epochs = 10  # passes over the training set
+    config.evaluate_every_epochs = 1  # and after the last epoch
     config.optimizer = "sgd"  # a key of jaxcnn.train.OPTIMIZERS
     config.learning_rate = 0.1  # the base rate, which the schedule may vary
     config.schedule = "constant"  # of the learning rate: a key of jaxcnn.train.SCHEDULES
@@ -71,7 +71,7 @@ def get_default_config() -> ConfigDict:
     config.ema_decay = 0.0  # of the moving average of the weights that is evaluated; 0: none
     config.augmentation = "none"  # or such as "shift:2, flip", of jaxcnn.data.AUGMENTATIONS
     config.mixing = "none"  # of two images and their labels: "mixup:0.2" or "cutmix:1.0"
-    config.test_augmentation = "none"  # or "flip": the mean of an image's logits and its mirror's
+    config.test_augmentation = "none"  # or "shift:1, flip": the mean logits of such views
     config.patience = 0  # stop after so many epochs without a better accuracy; 0: never
     config.seed = 0  # of weights, order, dropout and augmentation: a seed repeats its run exactly
 
@@ -176,7 +176,12 @@ def check_values(config: ConfigDict) -> None:
     check_keys(config)
     _check_types(config, get_default_config())
     _check_words(config)
-    for key in ("batch_size", "gradient_accumulation_steps", "num_epochs"):
+    for key in (
+        "batch_size",
+        "gradient_accumulation_steps",
+        "num_epochs",
+        "evaluate_every_epochs",
+    ):
         _check_number(key, config[key], at_least=1)
     _check_number("num_classes", config.num_classes, at_least=0, below=2**20)
     _check_number("image_size", config.image_size, at_least=1, below=2**13)
@@ -267,7 +272,7 @@ def _check_words(config: ConfigDict) -> None:
     """Check the keys whose value names an entry of a table; `jaxcnn.train.optim` has two more."""
     # Here: `import jaxcnn` loads no data code.
     from jaxcnn.data import dataset_words, is_dataset
-    from jaxcnn.data.augment import parse_augmentation, parse_mixing
+    from jaxcnn.data.augment import parse_augmentation, parse_mixing, parse_test_augmentation
     from jaxcnn.data.pipeline import LAST_BATCH
     from jaxcnn.data.stream import LOADING
     from jaxcnn.pictures import ASPECT_RATIOS
@@ -282,11 +287,11 @@ def _check_words(config: ConfigDict) -> None:
         ("data_parallel", DATA_PARALLEL),
         ("weight_decay_on", ("all", "kernels")),
         ("class_weights", ("none", "balanced")),
-        ("test_augmentation", TEST_AUGMENTATIONS),
     ):
         check_choice(key, config[key], choices)
     parse_augmentation(config.augmentation)
     parse_mixing(config.mixing)
+    parse_test_augmentation(config.test_augmentation, "config.test_augmentation")
     if not is_dataset(config.dataset):
         check_choice("dataset", config.dataset, dataset_words())
     if config.implementation:

@@ -280,13 +280,13 @@ def test_modules_of_users(model, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".stablehlo"])
-def test_programs_average_over_mirror_images_as_the_run_did(suffix, tmp_path):
+def test_programs_average_over_views_as_the_run_did(suffix, tmp_path):
     model, variables, shape, images, _ = case("lenet_modern")
     config = get_default_config()
-    config.update(model="lenet_modern", num_classes=7, test_augmentation="flip")
+    config.update(model="lenet_modern", num_classes=7, test_augmentation="shift:2, flip")
     names = tuple("abcdefg")
     trained = Trained(model, variables, config, names, shape, step=0, history=[])
-    path = trained.export(tmp_path / f"flip{suffix}")
+    path = trained.export(tmp_path / f"views{suffix}")
     if suffix == ".onnx":
         found = run_onnx(path, images)
     else:
@@ -619,7 +619,7 @@ BAD = {  # what is given instead, words of the error
     "parameters": ({"variables": {"conv1": {}}}, "cannot be exported to 'lenet.onnx': "),
     "test augmentation": (
         {"test_augmentation": "mirror"},
-        "test_augmentation is 'mirror'; accepted: 'none' or 'flip'",
+        "test_augmentation has 'mirror'; accepted: 'none', or names as NAME or NAME:STRENGTH among",
     ),
     "integers": ({"dtype": jnp.int32}, "dtype must be floating point, got int32"),
 }

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import re
 import signal
 from functools import partial
 
@@ -704,15 +705,57 @@ def test_cutmix_weighs_the_labels_by_area():
     assert len(shares) > 10
 
 
-def test_flip_averaging():
-    model = jaxcnn.LeNet()
-    images = jnp.asarray(RNG.random((3, 28, 28, 1)), jnp.float32)
+def moved(images, down, right):
+    """Images moved by whole pixels, in NumPy; what moves in is 0."""
+    result = np.zeros_like(images)
+    height, width = images.shape[1:3]
+    for y in range(height):
+        for x in range(width):
+            if 0 <= y - down < height and 0 <= x - right < width:
+                result[:, y, x] = images[:, y - down, x - right]
+    return result
+
+
+def five(images, by):
+    places = (0, 0), (by, 0), (-by, 0), (0, by), (0, -by)
+    return [moved(images, *place) for place in places]
+
+
+VIEWS = {
+    "none": lambda x: [x],
+    "flip": lambda x: [x, x[:, :, ::-1]],
+    "shift": lambda x: five(x, 1),
+    "shift:3": lambda x: five(x, 3),
+    "shift:20": lambda x: five(x, 20),
+    "flip, shift:2": lambda x: five(x, 2) + five(x[:, :, ::-1], 2),
+    "shift:2, flip": lambda x: five(x, 2) + five(x[:, :, ::-1], 2),
+}
+
+
+@pytest.mark.parametrize("text", VIEWS)
+@pytest.mark.parametrize("count", [1, 3])
+def test_views_are_averaged(text, count):
+    model = jaxcnn.SmallNet(arch=(4,), stem_channels=3, num_classes=5)
+    images = RNG.random((count, 13, 10, 2)).astype(np.float32)
     variables = model.init(jax.random.key(0), images)
-    both = [model.apply(variables, x) for x in (images, images[:, :, ::-1])]
-    mean = predict_logits(model, variables, images, "flip")
-    with pytest.raises(ValueError, match="test_augmentation is 'mirror'; accepted: 'none' or"):
-        predict_logits(model, variables, images, "mirror")
-    np.testing.assert_allclose(mean, (both[0] + both[1]) / 2, rtol=1e-6)
+    expected = np.mean([model.apply(variables, x) for x in VIEWS[text](images)], axis=0)
+    call = jax.jit(lambda x: predict_logits(model, variables, x, text))
+    np.testing.assert_allclose(call(images), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("mirror", "test_augmentation has 'mirror'; accepted: 'none', or names as NAME or"),
+        ("flop", "did you mean 'flip'"),
+        ("shift:0.5", "the strength of shift is a whole number above 0"),
+        ("flip:0.5", "test_augmentation has 'flip:0.5', but flip takes no strength"),
+        ("", "accepted: 'none', or names"),
+    ],
+)
+def test_views_that_there_are_not(text, words):
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        predict_logits(jaxcnn.LeNet(), {}, jnp.ones((1, 28, 28, 1)), text)
 
 
 # Runs
@@ -732,7 +775,7 @@ EVERYTHING = {
     "ema_decay": 0.9,
     "augmentation": "shift:1, flip, erasing:0.5",
     "mixing": "cutmix:1.0",
-    "test_augmentation": "flip",
+    "test_augmentation": "shift:1, flip",
 }
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import jaxcnn
 from conftest import CACHED, Tiny, small_config
+from jaxcnn.cli.main import main
 from jaxcnn.data import Dataset, load_fashion_mnist_sample
 from jaxcnn.data.split import split_validation
 from jaxcnn.errors import ConfigError, StoppedError
@@ -21,6 +22,7 @@ from jaxcnn.train.programs import Evaluator
 from jaxcnn.train.record.checkpoint import Checkpoints
 from jaxcnn.train.record.progress import Progress
 from jaxcnn.train.record.report import describe, summarize
+from jaxcnn.train.record.workdir import Workdir
 
 pytestmark = CACHED
 
@@ -234,6 +236,94 @@ def test_patience_follows_validation(tmp_path, monkeypatch):
     train_and_evaluate(config, tmp_path, model=Tiny())
     assert [row["validation_accuracy"] for row in rows_of(tmp_path)] == [0.5, 0.75, 0.25]
     assert result_of(tmp_path)["test"]["epoch"] == 2
+
+
+# Not after every epoch
+
+
+def seldom_config(**changes):
+    return choosing_config(num_epochs=5, evaluate_every_epochs=2, **changes)
+
+
+def test_epochs_that_are_not_evaluated(tmp_path, monkeypatch, capsys):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    evaluations = []
+    totals = Evaluator.totals
+
+    def spy(self, state, *args):
+        evaluations.append(int(state.step) // 7)
+        return totals(self, state, *args)
+
+    monkeypatch.setattr(Evaluator, "totals", spy)
+    train_and_evaluate(seldom_config(), whole, model=Tiny())
+    rows, result = rows_of(whole), result_of(whole)
+    key = "validation_accuracy"
+    assert [row["epoch"] for row in rows if key in row] == [2, 4, 5]
+    best = max((row for row in rows if key in row), key=lambda row: row[key])
+    assert result["best"] == best
+    assert result["test"]["epoch"] == best["epoch"]
+    assert evaluations == [2, 4, 5, best["epoch"]]
+    out = capsys.readouterr().out
+    table = [line.split() for line in out.splitlines() if line.strip()[1:3] == "/5"]
+    assert [line[3:5] == ["-", "-"] for line in table] == [True, False, True, False, False]
+    assert f"best {best[key]:.4f} after epoch {best['epoch']}" in out
+    assert Checkpoints(whole / "checkpoints").best() == best["step"]
+    train_and_evaluate(choosing_config(num_epochs=5), stopped, model=Tiny())  # it changes no bit
+    for one, other in zip(rows, rows_of(stopped), strict=True):
+        assert one["train_loss"] == other["train_loss"]
+        assert one.get(key, other[key]) == other[key]
+
+
+def test_a_run_that_has_not_been_evaluated_yet(tmp_path, monkeypatch, capsys):
+    save = Workdir.save
+
+    def stop(self, state, progress, *args):
+        save(self, state, progress, *args)
+        if progress.epoch == 1 and not progress.position:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workdir, "save", stop)
+        with pytest.raises(StoppedError):
+            train_and_evaluate(seldom_config(patience=1), tmp_path, model=Tiny())
+    (row,) = rows_of(tmp_path)
+    assert "validation_accuracy" not in row
+    assert main(["compare", f"{tmp_path}", "--json"]) == 0
+    compared = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert compared["epochs"] == 1
+    with pytest.raises(ConfigError, match="no checkpoint of an evaluated epoch; which='last'"):
+        jaxcnn.load(tmp_path, model=Tiny())
+    assert jaxcnn.load(tmp_path, "last", model=Tiny()).step == 7
+    train_and_evaluate(seldom_config(patience=9), tmp_path.parent / "other", model=Tiny())
+
+
+@pytest.mark.parametrize(
+    ("values", "epochs"), [([0.5, 0.25], 4), ([0.5, 0.75, 0.5], 6), ([0.5] * 9, 4)]
+)
+def test_patience_counts_epochs_that_are_evaluated(values, epochs, tmp_path, monkeypatch):
+    left = iter(values)
+
+    def accuracies(self, *args):
+        return iter([jax.tree.map(np.float32, loop.Metrics(1.0, 100 * next(left, 0.9), 100.0))])
+
+    monkeypatch.setattr(Evaluator, "totals", accuracies)
+    config = choosing_config(num_epochs=9, patience=1, evaluate_every_epochs=2)
+    train_and_evaluate(config, tmp_path, model=Tiny())
+    assert len(rows_of(tmp_path)) == epochs
+
+
+def test_the_test_set_at_the_end_alone_is_not_chosen_on(tmp_path, looks, capsys):
+    config = small_config(num_epochs=2, evaluate_every_epochs=5)
+    train_and_evaluate(config, tmp_path)
+    (row,) = (row for row in rows_of(tmp_path) if "test_accuracy" in row)
+    assert row["epoch"] == 2
+    out = capsys.readouterr().out
+    assert f"done: test accuracy {row['test_accuracy']:.4f} after epoch 2" in out
+    assert "chosen" not in out
+    assert main(["evaluate", f"{tmp_path}"]) == 0
+    out = capsys.readouterr().out
+    assert f"{row['test_accuracy']:.4f}" in out
+    assert "best of several epochs" not in out
 
 
 # From Python

@@ -30,6 +30,7 @@ class Run(NamedTuple):
         split: the set that each epoch was evaluated on; 'train' if there was none, '' if no epoch
             is finished.
         best: the row of the best epoch, if one is finished.
+        evaluated: that of the last epoch that was evaluated on the set, likewise.
         tested: results of that epoch on the test set, if a validation set has chosen it.
     """
 
@@ -38,6 +39,7 @@ class Run(NamedTuple):
     rows: list[dict[str, Any]]
     split: str = ""
     best: dict[str, Any] | None = None
+    evaluated: dict[str, Any] | None = None
     tested: dict[str, Any] | None = None
 
     @property
@@ -56,8 +58,8 @@ class Run(NamedTuple):
         return None if self.best is None else self.best[f"{self.split}_accuracy"]
 
     def last(self, quantity: str) -> float | None:
-        """Return the accuracy or the loss of the last epoch."""
-        return self.rows[-1].get(f"{self.split}_{quantity}") if self.rows else None
+        """Return the accuracy or the loss of the last epoch that was evaluated."""
+        return None if self.evaluated is None else self.evaluated.get(f"{self.split}_{quantity}")
 
     @property
     def seconds(self) -> float:
@@ -100,7 +102,7 @@ def _read(folders: Sequence[str]) -> tuple[list[Run], list[str]]:
 
 
 def _read_run(name: str) -> Run:
-    from jaxcnn.train.record.logs import JsonLines, best_row, evaluated_split
+    from jaxcnn.train.record.logs import JsonLines, best_row, evaluated_rows, evaluated_split
     from jaxcnn.train.record.workdir import read_run
 
     folder = local_path(name, "the folder of a run")
@@ -111,7 +113,8 @@ def _read_run(name: str) -> Run:
     if not rows:
         return Run(name, settings, rows)
     tested = record.get("result", {}).get("test", {})
-    return Run(name, settings, rows, evaluated_split(rows[-1]), best_row(rows), tested)
+    last = evaluated_rows(rows)[-1]
+    return Run(name, settings, rows, evaluated_split(rows), best_row(rows), last, tested)
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:

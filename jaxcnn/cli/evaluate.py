@@ -64,11 +64,11 @@ def _epoch(trained: "Trained") -> str:
 
 def _is_chosen_here(trained: "Trained", options: argparse.Namespace) -> bool:
     """Return whether the checkpoint is the best of several by the set that it is evaluated on."""
-    from jaxcnn.train.record.logs import evaluated_split
+    from jaxcnn.train.record.logs import evaluated_rows, evaluated_split
 
     rows = trained.history
-    is_best = options.which == "best" and len(rows) > 1
-    return is_best and evaluated_split(rows[-1]) == options.split
+    is_best = options.which == "best" and len(evaluated_rows(rows)) > 1
+    return is_best and evaluated_split(rows) == options.split
 
 
 def _confusion(evaluation: "Evaluation") -> Iterator[str]:

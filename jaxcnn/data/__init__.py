@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxcnn.data.augment import AUGMENTATIONS, MIXINGS
+from jaxcnn.data.augment import AUGMENTATIONS, MIXINGS, TEST_AUGMENTATIONS
 from jaxcnn.data.cache import load_idx_dataset
 from jaxcnn.data.dataset import Dataset, check_dataset, check_split, from_arrays
 from jaxcnn.data.fashion_mnist import load_fashion_mnist
@@ -24,6 +24,7 @@ __all__ = [
     "DATASETS",
     "MIXINGS",
     "SOURCES",
+    "TEST_AUGMENTATIONS",
     "ChannelStatistics",
     "Dataset",
     "IdxSpec",

@@ -1,12 +1,14 @@
-"""Augmentation of training images, one at a time, and mixing of the images of a batch.
+"""Augmentation of training images, one at a time; mixing of a batch's images; views for evaluation.
 
-A config lists them as text: `augmentation="shift:2, flip"`, `mixing="cutmix:1.0"`.
+A config lists them as text: `augmentation="shift:2, flip"`, `mixing="cutmix:1.0"`,
+`test_augmentation="shift:1, flip"`.
 """
 
 import inspect
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -189,6 +191,32 @@ def _rectangle(
     return along(0, height)[:, None] & along(1, width)[None, :]
 
 
+def shifted_views(images: jax.Array, pixels: float = 1) -> list[jax.Array]:
+    """Return the images, and the same moved down, up, right and left; what moves in is black.
+
+    Source: Krizhevsky et al., ImageNet classification with deep convolutional neural networks,
+    2012, section 4.1, for the mean over places.
+
+    >>> [int(view[0, 1, 1, 0]) for view in shifted_views(jnp.arange(9).reshape(1, 3, 3, 1))]
+    [4, 1, 7, 3, 5]
+    """
+    by, (height, width) = int(pixels), images.shape[1:3]
+    padded = jnp.pad(images, ((0, 0), (by, by), (by, by), (0, 0)))
+    starts = (by, by), (0, by), (2 * by, by), (by, 0), (by, 2 * by)
+    return [padded[:, y : y + height, x : x + width] for y, x in starts]
+
+
+def mirrored_views(images: jax.Array) -> list[jax.Array]:
+    """Return the images, and their mirror images.
+
+    Source: as for `shifted_views`.
+
+    >>> [view.ravel().tolist() for view in mirrored_views(jnp.array([1, 2]).reshape(1, 1, 2, 1))]
+    [[1, 2], [2, 1]]
+    """
+    return [images, images[:, :, ::-1]]
+
+
 # What `config.augmentation` lists, each by name or as NAME:STRENGTH. A function takes a typed key
 # (`jax.random.key`) and an image after `preprocess`, [H, W, C], floating point in [0, 1], and, if a
 # strength is given, that; it returns an image of the same shape and dtype. It runs inside the
@@ -208,6 +236,13 @@ MIXINGS: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
     "cutmix": cutmix,
 }
 
+# What `config.test_augmentation` lists likewise: functions of images [N, H, W, C] that return the
+# views over which logits are averaged, arrays of the same shape and dtype.
+TEST_AUGMENTATIONS: dict[str, Callable[..., list[jax.Array]]] = {
+    "shift": shifted_views,
+    "flip": mirrored_views,
+}
+
 # The strengths that jaxcnn's own functions accept: above the first, at most the second.
 _LIMITS = {
     shift: (0, 4096),
@@ -215,6 +250,7 @@ _LIMITS = {
     flip: (0, 1),
     rotation: (0, 180),
     erasing: (0, 1),
+    shifted_views: (0, 4096),
     mixup: (0, math.inf),
     cutmix: (0, math.inf),
 }
@@ -235,7 +271,28 @@ def parse_augmentation(text: str) -> list[tuple[str, Callable[[jax.Array, jax.Ar
     """
     if text == "none":
         return []
-    return [_parse(part, "augmentation", AUGMENTATIONS) for part in text.split(",")]
+    return [_parse(part, "config.augmentation", AUGMENTATIONS, takes=3) for part in text.split(",")]
+
+
+def parse_test_augmentation(
+    text: str, key: str = "test_augmentation"
+) -> list[tuple[str, Callable[[jax.Array], list[jax.Array]]]]:
+    """Return the functions of images that `test_augmentation` lists, each with its text.
+
+    Args:
+        text: names of `TEST_AUGMENTATIONS`, as for `parse_augmentation`.
+        key: what the text was given as.
+
+    Raises:
+        ConfigError: if it is no such list.
+
+    >>> [name for name, _ in parse_test_augmentation("shift:1, flip")]
+    ['shift:1', 'flip']
+    """
+    if text == "none":
+        return []
+    table = TEST_AUGMENTATIONS
+    return [_parse(part, key, table, takes=2) for part in text.split(",")]
 
 
 def parse_mixing(text: str) -> tuple[str, Callable] | None:
@@ -247,13 +304,23 @@ def parse_mixing(text: str) -> tuple[str, Callable] | None:
     >>> parse_mixing("none"), parse_mixing("mixup:0.2")[0]
     (None, 'mixup:0.2')
     """
-    return None if text == "none" else _parse(text, "mixing", MIXINGS)
+    return None if text == "none" else _parse(text, "config.mixing", MIXINGS, takes=4)
 
 
-def _parse(part: str, key: str, table: dict[str, Callable]) -> tuple[str, Callable]:
+def _parse(
+    part: str, key: str, table: dict[str, Callable[..., Any]], takes: int
+) -> tuple[str, Callable[..., Any]]:
+    """Return an entry of a table, by name or as NAME:STRENGTH, and that text.
+
+    Args:
+        part: of what was given.
+        key: what it was given as.
+        table: of functions.
+        takes: how many arguments a function has that takes a strength.
+    """
     name, colon, number = (each.strip() for each in part.partition(":"))
     if name not in table:
-        given = f"config.{key} has {name!r}{did_you_mean(name, table)}" if name else f"config.{key}"
+        given = f"{key} has {name!r}{did_you_mean(name, table)}" if name else key
         raise ConfigError(
             f"{given}; accepted: 'none', or names as NAME or NAME:STRENGTH among {', '.join(table)}"
         )
@@ -262,16 +329,17 @@ def _parse(part: str, key: str, table: dict[str, Callable]) -> tuple[str, Callab
         return name, function
     low, high = _LIMITS.get(function, (-math.inf, math.inf))
     strength = _number(number)
-    is_whole = function is not shift or strength == round(strength)
+    in_pixels = function in (shift, shifted_views)
+    is_whole = not in_pixels or strength == round(strength)
     if not (low < strength <= high and is_whole):  # true for nan as well
-        what = "a whole number" if function is shift else "a number"
+        what = "a whole number" if in_pixels else "a number"
         raise ConfigError(
-            f"config.{key} has {part.strip()!r}; the strength of {name} is {what} above {low:g}"
+            f"{key} has {part.strip()!r}; the strength of {name} is {what} above {low:g}"
             + (f", at most {high:g}" if math.isfinite(high) else "")
         )
     named = f"{name}:{strength:g}"
-    if len(inspect.signature(function).parameters) < (4 if table is MIXINGS else 3):
-        raise ConfigError(f"config.{key} has {part.strip()!r}, but {name} takes no strength")
+    if len(inspect.signature(function).parameters) < takes:
+        raise ConfigError(f"{key} has {part.strip()!r}, but {name} takes no strength")
     return named, lambda *args: function(*args, strength)
 
 

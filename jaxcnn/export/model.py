@@ -17,12 +17,12 @@ from jax import export
 from jax.typing import DTypeLike
 
 import jaxcnn
+from jaxcnn.data.augment import parse_test_augmentation
 from jaxcnn.data.pipeline import preprocess
 from jaxcnn.errors import ConfigError, JaxcnnError, did_you_mean, first_line
 from jaxcnn.files import check_output, local_path, write_atomically
 from jaxcnn.interop import save_state_dict, to_torch, to_torchvision
 from jaxcnn.models import (
-    TEST_AUGMENTATIONS,
     Normalized,
     predict_logits,
     without_normalization,
@@ -92,8 +92,8 @@ def export_model(
         class_names: of the labels from 0, at most K.
         dtype: of the images that the model takes.
         names: for weights, 'd2l' (if None), or 'torchvision', see `jaxcnn.interop.to_torchvision`.
-        test_augmentation: of a program: 'none', or 'flip' for the mean of each image's logits and
-            its mirror's, see `jaxcnn.models.predict_logits`; weights have no place for it.
+        test_augmentation: of a program: 'none', or views of each image to take the mean logits of,
+            see `jaxcnn.models.predict_logits`; weights have no place for it.
         aspect_ratio: how other pictures become images of (H, W), for the metadata: 'crop', 'pad' or
             'stretch', see `jaxcnn.pictures.fit_picture`.
         force: whether to replace a file that exists.
@@ -115,9 +115,7 @@ def export_model(
     path = local_path(path, "path")
     suffix = path.suffix.lower()
     _check_format(path, suffix, names)
-    if test_augmentation not in TEST_AUGMENTATIONS:
-        accepted = " or ".join(map(repr, TEST_AUGMENTATIONS))
-        raise ConfigError(f"test_augmentation is {test_augmentation!r}; accepted: {accepted}")
+    parse_test_augmentation(test_augmentation)
     if aspect_ratio not in _RESIZE:
         accepted = ", ".join(map(repr, _RESIZE))
         raise ConfigError(f"aspect_ratio is {aspect_ratio!r}; accepted: {accepted}")

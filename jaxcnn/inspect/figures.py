@@ -16,8 +16,8 @@ def curves_figure(rows: Sequence[dict[str, Any]], title: str = "") -> "Figure":
     """Return a figure of loss and accuracy over the epochs, of each set that they were taken on.
 
     Args:
-        rows: as of `metrics.jsonl`, one per epoch, at least one; without a set that is held out
-            they lack the numbers of that.
+        rows: as of `metrics.jsonl`, one per epoch, at least one; those of epochs after which the
+            set that is held out was not evaluated lack its numbers.
         title: above it.
     """
     # Here, so that a run starts without waiting for Matplotlib. The canvas needs no display.
@@ -27,12 +27,13 @@ def curves_figure(rows: Sequence[dict[str, Any]], title: str = "") -> "Figure":
 
     figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
-    epochs = [row["epoch"] for row in rows]
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for split, color, marker in _SPLITS:
-            if f"{split}_{quantity}" not in rows[-1]:
+            key = f"{split}_{quantity}"
+            epochs = [row["epoch"] for row in rows if key in row]
+            values = [row[key] for row in rows if key in row]
+            if not values:
                 continue
-            values = [row[f"{split}_{quantity}"] for row in rows]
             label = f"{split} ({values[-1]:.4f})"
             axes.plot(epochs, values, color=color, marker=marker, markersize=4, label=label)
         axes.set_xlabel("epoch")

@@ -18,7 +18,7 @@ from jaxcnn.models.imagenet_resnet import BasicBlock, Bottleneck, ResNet34, ResN
 from jaxcnn.models.lenet import LeNet, LeNetModern
 from jaxcnn.models.nin import NiN, NiNBlock
 from jaxcnn.models.normalized import Normalized, describe_normalization, without_normalization
-from jaxcnn.models.prediction import TEST_AUGMENTATIONS, predict_logits
+from jaxcnn.models.prediction import predict_logits
 from jaxcnn.models.resnet import Residual, ResNet, ResNet18
 from jaxcnn.models.resnext import ResNeXt50, ResNeXtBlock, ResNeXtBottleneck
 from jaxcnn.models.small import ConvBlock, SmallNet, SmallNetTiny
@@ -26,7 +26,6 @@ from jaxcnn.models.vgg import VGG, VGG11, VGGBlock, VGGNarrow
 
 __all__ = [
     "MODELS",
-    "TEST_AUGMENTATIONS",
     "VGG",
     "VGG11",
     "AlexNet",

@@ -1,13 +1,10 @@
 """What a model says of images, as it is evaluated, used and exported."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
-
-TEST_AUGMENTATIONS = ("none", "flip")
 
 
 def predict_logits(
@@ -15,25 +12,29 @@ def predict_logits(
 ) -> jax.Array:
     """Return the logits of images, without training anything.
 
-    To average over an image and its mirror is from Krizhevsky et al., ImageNet classification with
-    deep convolutional neural networks, 2012, section 4.1.
-
     Args:
         model: maps images to logits.
         variables: of the model.
         images: floating point [N, H, W, C].
-        test_augmentation: 'none', or 'flip' for the mean of each image's logits and its mirror's.
+        test_augmentation: 'none', or views of each image to take the mean logits of, such as
+            'shift:1, flip', names of `jaxcnn.data.TEST_AUGMENTATIONS`. The model sees all the
+            views of a batch at once.
 
     Returns:
         Floating point [N, K].
 
     Raises:
-        ValueError: if `test_augmentation` is another word.
+        ConfigError: if `test_augmentation` is no such text.
     """
-    if test_augmentation not in TEST_AUGMENTATIONS:
-        accepted = " or ".join(map(repr, TEST_AUGMENTATIONS))
-        raise ValueError(f"test_augmentation is {test_augmentation!r}; accepted: {accepted}")
-    apply: Callable[[jax.Array], Any] = partial(model.apply, variables, train=False)
-    if test_augmentation == "none":
-        return apply(images)
-    return (apply(images) + apply(images[:, :, ::-1])) / 2
+    from jaxcnn.data.augment import parse_test_augmentation  # `import jaxcnn` loads no data code
+
+    views = [images]
+    for _, augment in parse_test_augmentation(test_augmentation):
+        views = [other for view in views for other in augment(view)]
+    if len(views) == 1:
+        return model.apply(variables, images, train=False)  # type: ignore[return-value]
+    # Beside each other along the images: where the batch is divided over devices, each view stays
+    # with its image.
+    stacked = jnp.stack(views, axis=1).reshape(-1, *images.shape[1:])
+    logits: Any = model.apply(variables, stacked, train=False)
+    return logits.reshape(-1, len(views), *logits.shape[1:]).mean(axis=1)

@@ -43,14 +43,15 @@ def curves(runs: Sequence[Run], quantity: str) -> dict[str, Any]:
 
 def _points(run: Run, quantity: str) -> list[dict[str, Any]]:
     """Return what a pointer on each point shows, which is why the numbers are short."""
-    every = math.ceil(len(run.rows) / _MAX_POINTS) or 1
-    rows = run.rows[::-1][::every][::-1]  # with the last
-    return [
-        {"run": run.name, "split": split, "epoch": row["epoch"], quantity: float(f"{row[key]:.5g}")}
-        for split, name in (("training", "train"), ("validation", "validation"), ("test", "test"))
-        for row in rows
-        if (key := f"{name}_{quantity}") in row
-    ]
+    points = []
+    for split, name in (("training", "train"), ("validation", "validation"), ("test", "test")):
+        key = f"{name}_{quantity}"
+        rows = [row for row in run.rows if key in row]
+        every = math.ceil(len(rows) / _MAX_POINTS) or 1
+        for row in rows[::-1][::every][::-1]:  # with the last
+            value = float(f"{row[key]:.5g}")
+            points.append({"run": run.name, "split": split, "epoch": row["epoch"], quantity: value})
+    return points
 
 
 def confusion(evaluation: Evaluation) -> dict[str, Any]:

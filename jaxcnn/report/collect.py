@@ -19,6 +19,7 @@ from jaxcnn.train.record.logs import (
     JsonLines,
     Row,
     best_row,
+    evaluated_rows,
     evaluated_split,
     is_out_of_patience,
 )
@@ -151,7 +152,10 @@ def _progress_notes(record: dict[str, Any], rows: list[Row]) -> list[str]:
     wanted, done = record["config"]["num_epochs"], rows[-1]["epoch"] if rows else 0
     if done >= wanted:
         return []
-    if is_out_of_patience(rows, patience := record["config"].get("patience", 0)):
+    patience, every = (
+        record["config"].get(key, 0) for key in ("patience", "evaluate_every_epochs")
+    )
+    if is_out_of_patience(rows, patience, every or 1):
         return [
             f"The run ended after {done} of {wanted} epochs: no better for {patience} (patience)."
         ]
@@ -286,10 +290,11 @@ def describe_results(run: Run) -> dict[str, str]:
     if not rows:
         return results
     last = rows[-1]
-    if (split := evaluated_split(last)) != "train":
+    if (split := evaluated_split(rows)) != "train":
+        evaluated = evaluated_rows(rows)[-1]
         results |= _describe_accuracy(run, "Best", split, best_row(rows))
-        results |= _describe_accuracy(run, "Last", split, last)
-        results[f"Last {split} loss"] = f"{last[f'{split}_loss']:.4f}"
+        results |= _describe_accuracy(run, "Last", split, evaluated)
+        results[f"Last {split} loss"] = f"{evaluated[f'{split}_loss']:.4f}"
     if tested := run.record.get("result", {}).get("test", {}):
         results |= _describe_accuracy(run, "Chosen", "test", tested)
     seconds = sum(row["train_seconds"] for row in rows)

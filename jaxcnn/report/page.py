@@ -167,7 +167,7 @@ def render(
 
 def _held_out(runs: Sequence[Run]) -> list[str]:
     """Return the names of the sets that epochs were evaluated on."""
-    found = {evaluated_split(run.rows[-1]) for run in runs if run.rows}
+    found = {evaluated_split(run.rows) for run in runs if run.rows}
     return [split for split in ("validation", "test") if split in found]
 
 

@@ -25,7 +25,7 @@ from jaxcnn.train.pace import Pace
 from jaxcnn.train.prepare import prepare
 from jaxcnn.train.programs import Evaluator, Programs
 from jaxcnn.train.record import report
-from jaxcnn.train.record.display import Display
+from jaxcnn.train.record.display import Display, Means
 from jaxcnn.train.record.environment import describe_environment
 from jaxcnn.train.record.integrity import check_finite_means
 from jaxcnn.train.record.logs import Row, epoch_row, is_out_of_patience, step_row, test_row
@@ -243,7 +243,8 @@ def _last_of(totals: Iterator[Metrics], stop_if_asked: Callable[[], None]) -> Me
 
 def _is_over(epoch: int, config: ConfigDict, rows: list[Row]) -> bool:
     """Return whether a run has taken all its epochs, or has not become better for a while."""
-    return epoch >= config.num_epochs or is_out_of_patience(rows, config.patience)
+    every = config.evaluate_every_epochs
+    return epoch >= config.num_epochs or is_out_of_patience(rows, config.patience, every)
 
 
 class Trainer:
@@ -285,6 +286,8 @@ class Trainer:
         )
         self._steps_per_epoch = setup.steps_per_epoch
         self._held_out = setup.held_out and setup.held_out[0]  # the name of the set
+        self._evaluate_every = setup.config.evaluate_every_epochs
+        self._num_epochs = setup.config.num_epochs
         self._compile_seconds = programs.compile_seconds
         self._step = int(self.state.step)  # steps whose metrics are recorded
         self._step_rows: list[Row] = []  # since the last checkpoint
@@ -299,7 +302,7 @@ class Trainer:
         """Train to the end of the epoch, evaluate, log and save; or stop where a signal asks."""
         self._take_steps()
         held_out = None
-        if self._held_out:
+        if self._held_out and self._is_to_evaluate:
             self._wait_for(self._programs.to_evaluate())
             start = time.perf_counter()
             self._display.evaluating()
@@ -307,6 +310,12 @@ class Trainer:
             held_out = self._held_out, sums, time.perf_counter() - start
         self._finish_epoch(held_out)
         self._stop_if_asked()
+
+    @property
+    def _is_to_evaluate(self) -> bool:
+        """Whether the set held out is evaluated after the epoch in progress."""
+        epoch = self.progress.epoch + 1
+        return epoch % self._evaluate_every == 0 or epoch == self._num_epochs
 
     def _take_steps(self) -> None:
         """Take the steps that are left of the epoch, and save wherever a checkpoint is due."""
@@ -404,11 +413,14 @@ class Trainer:
         """Log, save and show the results of the epoch, and draw the curves."""
         epoch, train = self.progress.epoch + 1, self.progress.metrics
         seconds = self.progress.seconds
-        results, accuracy = {"train": train.means()}, None
+        results: dict[str, Means | None] = {"train": train.means()}
+        accuracy = None
+        if self._held_out:
+            results[self._held_out] = None
         if held_out is not None:
             split, sums, _ = held_out
             results[split], accuracy = sums.means(), sums.accuracy()
-            check_finite_means(results[split], self._step, split)
+            check_finite_means(sums.means(), self._step, split)
         row = epoch_row(epoch, self._step, train, seconds, held_out, self._compile_seconds)
         self._compile_seconds = 0.0
         self.progress = Progress(epoch, accuracy=accuracy)

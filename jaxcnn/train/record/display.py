@@ -167,7 +167,7 @@ class Display:
         """Show that the epoch's steps are done and the set held out is being evaluated."""
         self._live.update(self._task, numbers="evaluating")
 
-    def epoch(self, epoch: int, step: int, rate: float, results: dict[str, Means]) -> None:
+    def epoch(self, epoch: int, step: int, rate: float, results: dict[str, Means | None]) -> None:
         """Print the result of a finished epoch, as a row of a table.
 
         Args:
@@ -175,14 +175,14 @@ class Display:
             step: optimizer steps of the whole run.
             rate: images per second in this epoch.
             results: means over the epoch, 'train', and over the set that is held out, if there is
-                one, by its name; as `Metrics.means` returns them.
+                one, by its name; as `Metrics.means` returns them, or None if it was not evaluated.
         """
         self._last_line = time.monotonic()
         headings, numbers = ["epoch"], [f"{epoch}/{self._num_epochs}"]
         for split, means in results.items():
-            for name, mean in means.items():
-                headings.append(f"{split} {name}" if name == next(iter(means)) else name)
-                numbers.append(f"{mean:.4f}")
+            for i, name in enumerate(results["train"] or ()):
+                headings.append(name if i else f"{split} {name}")
+                numbers.append(f"{means[name]:.4f}" if means else "-")
         headings, numbers = [*headings, "images/s"], [*numbers, f"{rate:,.0f}"]
         widths = [max(len(heading), 8) for heading in headings]
         heading = _as_row(headings, widths)

@@ -45,8 +45,7 @@ def epoch_row(
         train: sums over the epoch's batches, each before its update.
         train_seconds: that the epoch's steps took.
         held_out: the name of the set that the epoch was evaluated on, 'validation' or 'test', the
-            sums over it, and the seconds that took; None if there is none, which leaves its keys
-            out.
+            sums over it, and the seconds that took; None if it was not, which leaves its keys out.
         compile_seconds: that compiling took, if it preceded this epoch; else 0.
 
     >>> sums = Metrics(loss_sum=6.0, correct=1.0, count=4.0)
@@ -87,15 +86,31 @@ def test_row(step: int, rows: Sequence[Row], sums: Metrics, seconds: float) -> R
     return {"epoch": epoch, "step": step, **tested, "test_seconds": seconds}
 
 
-def evaluated_split(row: Row) -> str:
-    """Return the set whose accuracy tells how good an epoch is: the one that was held out.
+def evaluated_split(rows: Sequence[Row]) -> str:
+    """Return the set whose accuracy tells how good epochs are: the one that was held out.
 
-    >>> evaluated_split({"train_accuracy": 0.9, "validation_accuracy": 0.8})
-    'validation'
-    >>> evaluated_split({"train_accuracy": 0.9})
+    >>> evaluated_split([{"train_accuracy": 0.9}, {"train_accuracy": 0.9, "test_accuracy": 0.8}])
+    'test'
+    >>> evaluated_split([{"train_accuracy": 0.9}])
     'train'
     """
-    return next(split for split in ("validation", "test", "train") if f"{split}_accuracy" in row)
+    for split in ("validation", "test"):
+        if any(f"{split}_accuracy" in row for row in rows):
+            return split
+    return "train"
+
+
+def evaluated_rows(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of the epochs after which the set that was held out was evaluated.
+
+    All of them if no set was held out, or none of them was evaluated yet.
+
+    >>> rows = [{"epoch": 1}, {"epoch": 2, "test_accuracy": 0.8}]
+    >>> [row["epoch"] for row in evaluated_rows(rows)]
+    [2]
+    """
+    split = evaluated_split(rows)
+    return [row for row in rows if split == "train" or f"{split}_accuracy" in row]
 
 
 def best_row(rows: Sequence[Row]) -> Row:
@@ -104,8 +119,8 @@ def best_row(rows: Sequence[Row]) -> Row:
     >>> best_row([{"epoch": 1, "test_accuracy": 0.8}, {"epoch": 2, "test_accuracy": 0.7}])["epoch"]
     1
     """
-    key = f"{evaluated_split(rows[-1])}_accuracy"
-    return max(rows, key=lambda row: row[key])
+    key = f"{evaluated_split(rows)}_accuracy"
+    return max(evaluated_rows(rows), key=lambda row: row[key])
 
 
 def if_still_best(tested: Row | None, rows: Sequence[Row]) -> Row | None:
@@ -118,10 +133,15 @@ def if_still_best(tested: Row | None, rows: Sequence[Row]) -> Row | None:
     return tested if tested and rows and tested["step"] == best_row(rows)["step"] else None
 
 
-def is_out_of_patience(rows: Sequence[Row], patience: int) -> bool:
+def is_out_of_patience(rows: Sequence[Row], patience: int, every: int = 1) -> bool:
     """Return whether a run has not become better for so many epochs; 0 is no limit.
 
     It goes by the accuracy on the set that is held out, or else in training.
+
+    Args:
+        rows: of the finished epochs.
+        patience: in epochs.
+        every: after how many epochs the set that is held out is evaluated.
 
     Source: Prechelt, Early stopping - but when?, 1998; d2l 5.5.3.
 
@@ -129,6 +149,7 @@ def is_out_of_patience(rows: Sequence[Row], patience: int) -> bool:
     >>> is_out_of_patience(rows, patience=1)
     True
     """
+    rows = [row for row in rows if row["epoch"] % every == 0]
     if not patience or not rows:
         return False
     return rows[-1]["epoch"] - best_row(rows)["epoch"] >= patience

@@ -55,14 +55,15 @@ class NotebookDisplay(Display):
                 f"{rate:,.0f} images/s  {format_means(means)}"
             )
 
-    def epoch(self, epoch: int, step: int, rate: float, results: dict[str, Means]) -> None:
+    def epoch(self, epoch: int, step: int, rate: float, results: dict[str, Means | None]) -> None:
         """Let the curves grow by an epoch."""
-        means = {f"{split}_{key}": x for split, each in results.items() for key, x in each.items()}
+        evaluated = {split: means for split, means in results.items() if means}
+        means = {f"{split}_{key}": x for split, of in evaluated.items() for key, x in of.items()}
         self._rows.append({"epoch": epoch, "step": step, **means})
         self._is_drawn = False
         if time.monotonic() - self._draw_time > self._draw_seconds / _DRAW_SHARE:
             self._draw()
-        shown = (f"{split} {format_means(each)}" for split, each in results.items())
+        shown = (f"{split} {format_means(each)}" for split, each in evaluated.items())
         self._show_line("  ".join([f"epoch {epoch}/{self._num_epochs}", *shown]))
 
     def __exit__(

@@ -13,7 +13,7 @@ from jaxcnn.models.normalized import describe_normalization
 from jaxcnn.ops import cpu
 from jaxcnn.train.finetune import PartlyFrozen
 from jaxcnn.train.processes import are_several
-from jaxcnn.train.record.logs import Row, best_row, evaluated_split
+from jaxcnn.train.record.logs import Row, best_row, evaluated_rows, evaluated_split
 from jaxcnn.train.record.progress import Progress
 from jaxcnn.train.setup import Setup
 
@@ -158,12 +158,13 @@ def summarize(rows: list[Row], tested: Row | None, folder: Path | None) -> str:
     """
     if not rows:
         return f"done; metrics.jsonl in {folder} has been removed, so there is nothing to show"
-    split, best = evaluated_split(rows[-1]), best_row(rows)
+    split, best, evaluated = evaluated_split(rows), best_row(rows), evaluated_rows(rows)
+    last = evaluated[-1]
     key, name = f"{split}_accuracy", "training" if split == "train" else split
     lines = [
-        f"done: {name} accuracy {rows[-1][key]:.4f} after epoch {rows[-1]['epoch']}, "
+        f"done: {name} accuracy {last[key]:.4f} after epoch {last['epoch']}, "
         f"best {best[key]:.4f} after epoch {best['epoch']}"
-        + (" (chosen on the test set)" if split == "test" else "")
+        + (" (chosen on the test set)" if split == "test" and len(evaluated) > 1 else "")
     ]
     if tested is not None:
         lines.append(

@@ -219,7 +219,7 @@ class Workdir:
             if rows:
                 self._draw()
                 self._run["result"] = {"last": rows[-1]}
-                if evaluated_split(rows[-1]) != "train":
+                if evaluated_split(rows) != "train":
                     self._run["result"]["best"] = best_row(rows)
                 if tested := self.tested():
                     self._run["result"]["test"] = tested

@@ -31,7 +31,16 @@ import jaxcnn  # noqa: E402
 from jaxcnn import interop  # noqa: E402
 
 IMAGES = 4
-CONFIGS = {"small_tiny": "tiny"}  # where the file has another name than the network
+# Where the file has another name than the network.
+CONFIGS = {"small_tiny": "tiny", "small_fast": "fast", "small_best": "best"}
+
+
+def small(model: jaxcnn.SmallNet, size: int) -> torch.nn.Module:
+    """Return the same network for small images."""
+    stem = model.stem_channels, model.stem_kernel_size, model.stem_pool
+    return torch_nets.small(model.arch, *stem)
+
+
 # The source of each network, and what makes it of a model and an image size.
 NETS = {
     "lenet": ("d2l", lambda model, size: torch_nets.lenet()),
@@ -43,7 +52,9 @@ NETS = {
     "googlenet": ("d2l", lambda model, size: torch_nets.googlenet(model.arch)),
     "resnet18": ("d2l", lambda model, size: torch_nets.resnet(model.arch)),
     "densenet": ("d2l", lambda model, size: torch_nets.densenet(model.arch)),
-    "small_tiny": ("own", lambda model, size: torch_nets.small(model.arch, model.stem_channels)),
+    "small_tiny": ("own", small),
+    "small_fast": ("own", small),
+    "small_best": ("own", small),
     "resnet34": ("torchvision", lambda *_: torchvision.models.resnet34()),
     "resnet50": ("torchvision", lambda *_: torchvision.models.resnet50()),
     "resnext50": ("torchvision", lambda *_: torchvision.models.resnext50_32x4d()),

@@ -8,6 +8,7 @@ after it has measured.
 """
 
 import json
+import statistics
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ NAMES = {
     "resnext50": "ResNeXt50, 96 px",
     "densenet": "DenseNet, 96 px",
     "small_tiny": "SmallNetTiny, 28 px",
+    "small_fast": "SmallNetFast, 28 px",
+    "small_best": "SmallNetBest, 28 px",
 }
 SOURCES = {"d2l": "d2l's", "torchvision": "torchvision's", "own": "the same layers"}
 COLORS = {"jaxcnn": "#3366aa", "torch": "#cc5522", "xla": "#999999"}
@@ -225,6 +228,48 @@ def search() -> str:
     return "\n".join([*rows, "", *textwrap.wrap(text, 100)])
 
 
+def recipes() -> str:
+    """Return the table of the recipes: a row for each, over its seeds."""
+    rows = [
+        "| recipe | parameters | million multiply-adds | epochs | minutes | test accuracy | "
+        "seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines = []
+    for path in sorted(RESULTS.glob("recipe-*.json")):
+        record, title = load(path.stem), path.stem.removeprefix("recipe-")
+        runs = record["runs"]
+        minutes = sorted(run["seconds"] / 60 for run in runs)
+        accuracies = sorted(run["tested"]["test_accuracy"] for run in runs)
+        took = f"{statistics.median(minutes):.1f} ({minutes[0]:.1f} to {minutes[-1]:.1f})"
+        found = f"{statistics.mean(accuracies):.4f} ({accuracies[0]:.4f} to {accuracies[-1]:.4f})"
+        rows.append(
+            f"| {title} | {record['parameters']:,} | {record['macs'] / 1e6:.1f} | "
+            f"{len(runs[0]['epochs'])} | {took} | {found} | {len(runs)} |"
+        )
+        machine = record["machine"]
+        settings = " ".join(record["settings"])
+        lines.append(
+            f"`{title}`: {machine['date']}, {machine['cores']} cores, {machine['processor']}, jax "
+            f"{machine['jax']}" + (f", with `{settings}`" if settings else "") + "."
+        )
+    text = ["Minutes: median and range; accuracy: mean and range, of one look at the test set."]
+    return "\n".join([*rows, "", *textwrap.wrap(" ".join([*text, *lines]), 110)])
+
+
+def ablation() -> str:
+    """Return the table of what each part of the recipe is worth."""
+    of: dict[str, list[float]] = {}
+    for each in load("ablation-fast")["results"]:
+        of.setdefault(each["part"], []).append(each["accuracy"])
+    whole, *parts = [(part, statistics.mean(values)) for part, values in of.items()]
+    rows = ["| | held-out accuracy | worth, points | seeds |", "|---|---|---|---|"]
+    for part, mean in [whole, *sorted(parts, key=lambda each: each[1])]:
+        worth = "" if part == whole[0] else f"{100 * (whole[1] - mean):.2f}"
+        rows.append(f"| {part} | {mean:.4f} | {worth} | {len(of[part])} |")
+    return "\n".join(rows)
+
+
 def memory() -> str:
     """Return the table of what saves memory: a row per network."""
     found = load("memory")["results"]
@@ -387,7 +432,12 @@ DOCUMENTS = {
     ROOT / "docs" / "performance.md": {"speed": details, "memory": memory, "gpu": gpu},
     ROOT / "docs" / "scaling.md": {"tpu": tpu},
     ROOT / "docs" / "distributed.md": {"devices": devices},
-    ROOT / "docs" / "recipes.md": {"pretrained": pretrained, "search": search},
+    ROOT / "docs" / "recipes.md": {
+        "recipes": recipes,
+        "pretrained": pretrained,
+        "ablation": ablation,
+        "search": search,
+    },
     ROOT / "docs" / "results.md": {"parity": parities, "epochs": epochs},
 }
 

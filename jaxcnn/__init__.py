@@ -53,6 +53,8 @@ if TYPE_CHECKING:  # what type checkers and editors see of the names below
     from jaxcnn.models import ResNeXtBlock as ResNeXtBlock
     from jaxcnn.models import ResNeXtBottleneck as ResNeXtBottleneck
     from jaxcnn.models import SmallNet as SmallNet
+    from jaxcnn.models import SmallNetBest as SmallNetBest
+    from jaxcnn.models import SmallNetFast as SmallNetFast
     from jaxcnn.models import SmallNetTiny as SmallNetTiny
     from jaxcnn.models import VGGBlock as VGGBlock
     from jaxcnn.models import VGGNarrow as VGGNarrow
@@ -83,8 +85,8 @@ _NAMES = {
     "models": (
         "MODELS VGG VGG11 AlexNet BasicBlock Bottleneck ConvBlock DenseBlock DenseNet GoogLeNet "
         "Inception LeNet LeNetModern NiN NiNBlock Residual ResNet ResNet18 ResNet34 ResNet50 "
-        "ResNeXt50 ResNeXtBlock ResNeXtBottleneck SmallNet SmallNetTiny VGGBlock VGGNarrow "
-        "create_model"
+        "ResNeXt50 ResNeXtBlock ResNeXtBottleneck SmallNet SmallNetBest SmallNetFast SmallNetTiny "
+        "VGGBlock VGGNarrow create_model"
     ),
     "ops": (
         "avg_pool conv2d conv_output_size corr2d corr2d_multi_in corr2d_multi_in_out "

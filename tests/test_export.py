@@ -212,7 +212,7 @@ class Classic(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Attention over patches, with a class token, and indexing."""
+    """Attention over patches, with a class token, indexing and stacking."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -224,7 +224,9 @@ class Transformer(nn.Module):
         x = x + nn.remat(nn.Dense)(8)(nn.silu(nn.RMSNorm()(x)))
         first, second = jnp.split(x, 2, axis=-1)
         x = jnp.concatenate([first[:, 0], second[:, 1:, ::2].min(axis=1), x[:, -1, 2:4]], axis=-1)
-        return nn.Dense(5)(nn.elu(nn.leaky_relu(nn.softplus(x) - 1)))
+        one, two = jnp.unstack(x.reshape(x.shape[0], 2, -1).transpose(0, 2, 1), axis=2)
+        x = jnp.stack([one, jnp.broadcast_to(token[0, 0, :4], one.shape), two], axis=1)
+        return nn.Dense(5)(nn.elu(nn.leaky_relu(nn.softplus(x.reshape(len(x), -1)) - 1)))
 
 
 class OfJaxcnn(nn.Module):

@@ -1,5 +1,6 @@
 """Models: the shapes and exact parameter counts of d2l and the papers, BatchNorm, bad input."""
 
+import itertools
 import json
 from functools import partial
 from typing import Any
@@ -46,6 +47,8 @@ TABLE = {
     "resnext50": (96, 22_994_122, 2 * 34_112),
     "densenet": (96, 758_226, 2 * 3_304),
     "small_tiny": (28, 70_330, 2 * 208),
+    "small_fast": (28, 279_402, 2 * 416),
+    "small_best": (28, 1_165_930, 2 * 928),
 }
 TORCHVISION = {"resnet34": 21_797_672, "resnet50": 25_557_032, "resnext50": 25_028_904}
 
@@ -126,11 +129,19 @@ def test_parameter_counts_of_the_rest_of_chapter_8_by_hand():
     assert TABLE["densenet"][1:] == (densenet + 2 * averages + dense(channels, 10), 2 * averages)
 
 
-def test_parameter_counts_of_the_small_network_by_hand():
-    kernels = ((1, 16), (16, 32), (32, 32), (32, 64), (64, 64))
-    averages = 2 * sum(o for _, o in kernels)
-    small = sum(9 * i * o for i, o in kernels) + averages + dense(64, 10)
-    assert TABLE["small_tiny"][1:] == (small, averages)
+@pytest.mark.parametrize(
+    ("name", "size", "channels"),
+    [
+        ("small_tiny", 3, (16, 32, 64)),
+        ("small_fast", 5, (32, 64, 128)),
+        ("small_best", 3, (32, 64, 128, 256)),
+    ],
+)
+def test_parameter_counts_of_the_small_networks_by_hand(name, size, channels):
+    averages = 2 * (channels[0] + 2 * sum(channels[1:]))
+    kernels = size * size * channels[0]
+    kernels += sum(9 * (i * o + o * o) for i, o in itertools.pairwise(channels))
+    assert TABLE[name][1:] == (kernels + averages + dense(channels[-1], 10), averages)
 
 
 def test_parameter_counts_of_googlenet_and_vgg11_by_hand():
@@ -264,6 +275,7 @@ def test_a_model_is_described_in_json(name):
         ("densenet", {"growth_rate": 12, "num_channels": 24, "arch": (2, 3)}),
         ("vgg", {"hidden_features": 12, "dropout_rate": 0.1, "arch": ((1, 4), (1, 8))}),
         ("small_tiny", {"stem_channels": 4, "logit_scale": 0.1, "arch": (8,)}),
+        ("small_tiny", {"stem_kernel_size": 7, "stem_pool": True}),
     ],
 )
 def test_fields_of_the_architecture_are_described(name, fields):
@@ -292,6 +304,7 @@ def test_number_of_classes(name):
         ("resnet50", 32, 2048),
         ("densenet", 32, 248),
         ("small_tiny", 28, 64),
+        ("small_fast", 28, 128),
     ],
 )
 def test_without_classes_a_model_gives_what_the_last_layer_takes(name, size, features):
@@ -327,6 +340,7 @@ def test_bfloat16_keeps_float32_parameters_and_logits(name):
         ("nin", 66),
         ("densenet", 28),
         ("small_tiny", 3),
+        ("small_fast", 7),
     ],
 )
 def test_too_small_an_image_is_refused(name, size):

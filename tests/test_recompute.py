@@ -114,7 +114,7 @@ def test_a_model_is_described_without_it():
 
 
 def test_which_models_take_it():
-    without = {"lenet", "lenet_modern", "alexnet", "small_tiny"}
+    without = {"lenet", "lenet_modern", "alexnet", "small_tiny", "small_fast", "small_best"}
     assert {name for name in MODELS if not takes_recompute(name)} == without
 
 

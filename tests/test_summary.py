@@ -114,6 +114,8 @@ SIZES = {
     "resnext50": 96,
     "densenet": 96,
     "small_tiny": 28,
+    "small_fast": 28,
+    "small_best": 28,
 }
 
 

@@ -242,10 +242,12 @@ class DenseBlock(nn.Module):
 class SmallNet(nn.Module):
     """Stem and stages of two convolutions; the second is added to the first."""
 
-    def __init__(self, arch, stem_channels, logit_scale):
+    def __init__(self, arch, stem_channels, stem_kernel_size, stem_pool, logit_scale):
         super().__init__()
         self.stages, self.logit_scale = len(arch), logit_scale
-        blocks, channels = {"stem": _conv_block(1, stem_channels)}, stem_channels
+        pool = [nn.MaxPool2d(2, 2)] if stem_pool else []
+        blocks = {"stem": _conv_block(1, stem_channels, *pool, size=stem_kernel_size)}
+        channels = stem_channels
         for i, width in enumerate(arch, start=1):
             blocks[f"stage{i}"] = _conv_block(channels, width, nn.MaxPool2d(2, 2))
             blocks[f"stage{i}_residual"] = _conv_block(width, width)
@@ -260,13 +262,14 @@ class SmallNet(nn.Module):
         return self.logit_scale * self.net["last"](x.amax(dim=(2, 3)))
 
 
-def _conv_block(in_channels, channels, *pool):
+def _conv_block(in_channels, channels, *pool, size=3):
     """Return a convolution, pooling if any, BatchNorm and ReLU, by their names."""
-    layers = {"conv": nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)}
+    layers = {"conv": nn.Conv2d(in_channels, channels, size, padding=size // 2, bias=False)}
     layers |= {f"pool{i}": layer for i, layer in enumerate(pool)}
     return nn.Sequential(OrderedDict(layers | {"bn": nn.BatchNorm2d(channels), "relu": nn.ReLU()}))
 
 
-def small(arch, stem_channels, logit_scale=0.5):
-    """Return the network for small images, with d2l's initial weights."""
-    return SmallNet(arch, stem_channels, logit_scale).apply(init_cnn)
+def small(arch, stem_channels, stem_kernel_size=3, stem_pool=False, logit_scale=0.5):
+    """Return a network for small images, with d2l's initial weights."""
+    net = SmallNet(arch, stem_channels, stem_kernel_size, stem_pool, logit_scale)
+    return net.apply(init_cnn)

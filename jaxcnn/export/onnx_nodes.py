@@ -180,6 +180,26 @@ def _concatenate(graph: Graph, equation: Any, *values: Value) -> Value:
     return _output(equation, graph.add("Concat", inputs, axis=axis), axes)
 
 
+def _stack(graph: Graph, equation: Any, *values: Value) -> Value:
+    axis, where = equation.params["axis"], graph.integers([equation.params["axis"]])
+    inputs = [
+        graph.add("Unsqueeze", [graph.tensor(value, shape=variable.aval.shape), where])
+        for value, variable in zip(values, equation.invars, strict=True)
+    ]
+    return _output(equation, graph.add("Concat", inputs, axis=axis))
+
+
+def _unstack(graph: Graph, equation: Any, x: Value) -> list[Value]:
+    axis, shape = equation.params["axis"], equation.invars[0].aval.shape
+    where, values = graph.integers([axis]), []
+    for i, variable in enumerate(equation.outvars):
+        cut = _cut(graph, x, shape, {axis: (i, i + 1, 1)})
+        tensor = graph.tensor(Value((*shape[:axis], 1, *shape[axis + 1 :]), cut, x.axes))
+        name = graph.add("Squeeze", [tensor, where])
+        values.append(Value(variable.aval.shape, name, tuple(range(len(shape) - 1))))
+    return values
+
+
 def _pad(graph: Graph, equation: Any, x: Value, value: Value) -> Value:
     padding = equation.params["padding_config"]
     if any(low < 0 or high < 0 or between for low, high, between in padding):
@@ -310,6 +330,8 @@ NODES: dict[str, Translation] = {
     "split": _split,
     "square": lambda g, e, x: g.elementwise("Mul", x, x),
     "squeeze": _squeeze,
+    "stack": _stack,
     "sub": _sub,
     "transpose": _transpose,
+    "unstack": _unstack,
 }

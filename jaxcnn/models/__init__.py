@@ -21,7 +21,7 @@ from jaxcnn.models.normalized import Normalized, describe_normalization, without
 from jaxcnn.models.prediction import predict_logits
 from jaxcnn.models.resnet import Residual, ResNet, ResNet18
 from jaxcnn.models.resnext import ResNeXt50, ResNeXtBlock, ResNeXtBottleneck
-from jaxcnn.models.small import ConvBlock, SmallNet, SmallNetTiny
+from jaxcnn.models.small import ConvBlock, SmallNet, SmallNetBest, SmallNetFast, SmallNetTiny
 from jaxcnn.models.vgg import VGG, VGG11, VGGBlock, VGGNarrow
 
 __all__ = [
@@ -50,6 +50,8 @@ __all__ = [
     "ResNet50",
     "Residual",
     "SmallNet",
+    "SmallNetBest",
+    "SmallNetFast",
     "SmallNetTiny",
     "VGGBlock",
     "VGGNarrow",
@@ -77,6 +79,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnext50": ResNeXt50,
     "densenet": DenseNet,
     "small_tiny": SmallNetTiny,
+    "small_fast": SmallNetFast,
+    "small_best": SmallNetBest,
 }
 _OWN = dict(MODELS)
 _FIELDS = (  # in JSON
@@ -87,6 +91,8 @@ _FIELDS = (  # in JSON
     "num_channels",
     "growth_rate",
     "stem_channels",
+    "stem_kernel_size",
+    "stem_pool",
     "logit_scale",
 )
 

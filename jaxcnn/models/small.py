@@ -1,4 +1,4 @@
-"""Networks for small images, with few parameters.
+"""Networks for small images: few parameters, or few operations, or the most of both.
 
 | part   | SmallNetTiny                                | output (28 x 28 input) |
 |--------|---------------------------------------------|------------------------|
@@ -7,6 +7,9 @@
 |        | 3 x 3 conv; BatchNorm, ReLU; added to these | 14 x 14 x 32           |
 | stage2 | the same                                    | 7 x 7 x 64             |
 | last   | maximum over the image; dense, halved       | num_classes            |
+
+SmallNetFast has a stem of 5 x 5 and 2 x 2 max, and stages of 64 and 128 channels; SmallNetBest has
+32 channels in the stem, and stages of 64, 128 and 256.
 
 Source: Page, How to train your ResNet, 2018: its ResNet9 has such stages (with two convolutions in
 the second line), the maximum over the image and smaller logits.
@@ -23,10 +26,11 @@ from jaxcnn.layers import BatchNorm, Conv, Dense, at_least_float32, max_pool, re
 
 
 class ConvBlock(nn.Module):
-    """A 3 x 3 convolution without bias, BatchNorm and ReLU: [N, H, W, I] to [N, H', W', O].
+    """A convolution without bias, BatchNorm and ReLU: [N, H, W, I] to [N, H', W', O].
 
     Attributes:
         features: O.
+        kernel_size: in pixels, odd; the convolution keeps H and W.
         pool: whether 2 x 2 max pooling follows the convolution: H' and W' are half of H and W,
             rounded down.
         dtype: of the computation; BatchNorm's statistics are float32.
@@ -42,6 +46,7 @@ class ConvBlock(nn.Module):
     """
 
     features: int
+    kernel_size: int = 3
     pool: bool = False
     dtype: Any = None
     axis_name: str | None = None
@@ -50,8 +55,15 @@ class ConvBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Return the feature maps; with `train`, BatchNorm normalizes by the batch's statistics."""
-        conv = partial(Conv, use_bias=False, dtype=self.dtype, implementation=self.implementation)
-        x = conv(self.features, kernel_size=3, padding=1, name="conv")(x)
+        x = Conv(
+            self.features,
+            self.kernel_size,
+            padding=self.kernel_size // 2,
+            use_bias=False,
+            dtype=self.dtype,
+            implementation=self.implementation,
+            name="conv",
+        )(x)
         if self.pool:  # BatchNorm and ReLU have a quarter to do
             x = max_pool(x, 2, implementation=self.implementation)
         x = BatchNorm(
@@ -72,6 +84,8 @@ class SmallNet(nn.Module):
     Attributes:
         arch: channels of each stage.
         stem_channels: of the first convolution.
+        stem_kernel_size: likewise, in pixels; odd.
+        stem_pool: whether 2 x 2 max pooling follows the first convolution, too.
         logit_scale: factor of the logits.
         num_classes: number of logits; 0 for the features before them, as many as the last stage
             has channels.
@@ -91,6 +105,8 @@ class SmallNet(nn.Module):
 
     arch: Sequence[int]
     stem_channels: int
+    stem_kernel_size: int = 3
+    stem_pool: bool = False
     logit_scale: float = 0.5
     num_classes: int = 10
     dtype: Any = None
@@ -106,7 +122,7 @@ class SmallNet(nn.Module):
             axis_name=self.axis_name,
             implementation=self.implementation,
         )
-        x = block(self.stem_channels, name="stem")(x, train)
+        x = block(self.stem_channels, self.stem_kernel_size, self.stem_pool, name="stem")(x, train)
         for i, channels in enumerate(self.arch, start=1):
             x = block(channels, pool=True, name=f"stage{i}")(x, train)
             x = x + block(channels, name=f"stage{i}_residual")(x, train)
@@ -120,3 +136,7 @@ class SmallNet(nn.Module):
 
 
 SmallNetTiny = partial(SmallNet, arch=(32, 64), stem_channels=16)
+SmallNetFast = partial(
+    SmallNet, arch=(64, 128), stem_channels=32, stem_kernel_size=5, stem_pool=True
+)
+SmallNetBest = partial(SmallNet, arch=(64, 128, 256), stem_channels=32)

@@ -1,0 +1,33 @@
+"""A network of 0.3 million parameters on Fashion-MNIST, in the fewest minutes to 94 %.
+
+python train.py --config configs/fast.py
+"""
+
+from ml_collections import ConfigDict
+
+from jaxcnn.config import apply_variant, get_default_config
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Return the config of the full run or of the variant 'smoke'."""
+    config = get_default_config()
+    config.model = "small_fast"
+    config.normalization = "per_channel"
+    config.augmentation = "shift:1, flip"
+    config.test_augmentation = "shift:1, flip"
+    config.label_smoothing = 0.1
+    config.batch_size = 256
+    config.last_batch = "merged"
+    config.num_epochs = 9
+    config.evaluate_every_epochs = 9  # the test set is looked at once
+    config.optimizer = "muon"
+    config.momentum = 0.95
+    config.learning_rate = 0.02
+    config.schedule = "linear"
+    config.warmup_epochs = 2.25
+    config.weight_decay = 0.05
+    config.weight_decay_on = "kernels"
+    config = apply_variant(config, variant, smoke_image_size=28)
+    if variant:  # two epochs
+        config.warmup_epochs = 0.5
+    return config

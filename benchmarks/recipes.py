@@ -1,6 +1,6 @@
 """Train a recipe for each seed by its config, from a cold start, and record how long that takes.
 
-python benchmarks/recipes.py fast --seeds 0 1 2 3 4 [--runs DIR]
+GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/recipes.py fast [--seeds 0 1] [--runs DIR]
 
 Each run is `python train.py` in a process of its own, with its folder in DIR; its seconds are those
 of the process, imports, compilation and the last evaluation included. The same command repeats
@@ -10,6 +10,7 @@ Writes `benchmarks/results/recipe-NAME.json`, of which `benchmarks/report.py` ma
 
 import argparse
 import json
+import os
 import runpy
 import statistics
 import subprocess
@@ -92,7 +93,8 @@ def main() -> None:
         )
     accuracies = [run["tested"]["test_accuracy"] for run in runs]
     print(f"mean {statistics.mean(accuracies):.4f}")
-    record = {"settings": settings, **size(options.name), "runs": runs}
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    record = {"settings": settings, "tunables": tunables, **size(options.name), "runs": runs}
     path = ROOT / "benchmarks" / "results" / f"recipe-{title}.json"
     write_record(path, shows=False, **record)
 

@@ -225,7 +225,30 @@ def search() -> str:
         f"With the mean of an image's and its mirror's logits. Trained on {machine['date']} on one "
         f"{machine['device']} with jax {machine['jax']}."
     )
-    return "\n".join([*rows, "", *textwrap.wrap(text, 100)])
+    return "\n".join([*rows, "", *textwrap.wrap(text, 110), "", *_search_on_cpu()])
+
+
+def _search_on_cpu() -> list[str]:
+    """Return the lines of the table of what was tried where the recipe runs."""
+    record = load("search")["on_two_cores"]
+    rows = [
+        "| network | parameters | million multiply-adds | epochs | mirror images | shifts as well |",
+        "|---|---|---|---|---|---|",
+    ]
+    for each in sorted(record["results"], key=lambda each: -each["accuracy"]):
+        views = each["accuracy_with_views"]
+        batch = "" if each["batch_size"] == 256 else f", batches of {each['batch_size']}"
+        rows.append(
+            f"| {each['network']}{batch} | {each['parameters']:,} | {each['million_macs']} | "
+            f"{each['epochs']} | {each['accuracy']:.4f} | {f'{views:.4f}' if views else ''} |"
+        )
+    machine = record["machine"]
+    text = (
+        "Held-out accuracy of one run each, with mirror images at evaluation, and with shifts by a "
+        f"pixel as well. Trained on {machine['date']} on {machine['cores']} cores of an "
+        f"{machine['processor']} with jax {machine['jax']}."
+    )
+    return [*rows, "", *textwrap.wrap(text, 110)]
 
 
 def recipes() -> str:

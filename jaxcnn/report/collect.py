@@ -149,13 +149,12 @@ def collect(
 
 
 def _progress_notes(record: dict[str, Any], rows: list[Row]) -> list[str]:
-    wanted, done = record["config"]["num_epochs"], rows[-1]["epoch"] if rows else 0
+    config = record["config"]
+    wanted, done = config["num_epochs"], rows[-1]["epoch"] if rows else 0
     if done >= wanted:
         return []
-    patience, every = (
-        record["config"].get(key, 0) for key in ("patience", "evaluate_every_epochs")
-    )
-    if is_out_of_patience(rows, patience, every or 1):
+    patience, every = config.get("patience", 0), config.get("evaluate_every_epochs", 1)
+    if is_out_of_patience(rows, patience, every):
         return [
             f"The run ended after {done} of {wanted} epochs: no better for {patience} (patience)."
         ]

@@ -232,7 +232,8 @@ def _search_on_cpu() -> list[str]:
     """Return the lines of the table of what was tried where the recipe runs."""
     record = load("search")["on_two_cores"]
     rows = [
-        "| network | parameters | million multiply-adds | epochs | mirror images | shifts as well |",
+        "| network | parameters | million multiply-adds | epochs | mirror images | "
+        "shifts as well |",
         "|---|---|---|---|---|---|",
     ]
     for each in sorted(record["results"], key=lambda each: -each["accuracy"]):

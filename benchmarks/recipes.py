@@ -23,6 +23,7 @@ from machine import write_record
 from ml_collections import ConfigDict
 
 import jaxcnn
+from jaxcnn.inspect import layer_summary
 
 ROOT = Path(__file__).parents[1]
 SECONDS = ("compile_seconds", "train_seconds", "validation_seconds", "test_seconds")
@@ -66,7 +67,7 @@ def size(name: str) -> dict[str, Any]:
     config = config_of(name)
     shape = (1, config.image_size, config.image_size, 1)
     model = jaxcnn.create_model(config.model)
-    layers = [row for row in jaxcnn.layer_summary(model, shape) if row.depth == 1]
+    layers = [row for row in layer_summary(model, shape) if row.depth == 1]
     return {
         "model": config.model,
         "parameters": sum(row.parameters for row in layers),

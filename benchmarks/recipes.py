@@ -1,6 +1,7 @@
 """Train a recipe for each seed by its config, from a cold start, and record how long that takes.
 
-GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/recipes.py fast [--seeds 0 1] [--runs DIR]
+GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/recipes.py fast [--runs DIR] [--seeds 0 1]
+    [--title fast-7 --config.num_epochs=7 --config.warmup_epochs=1.75]
 
 Each run is `python train.py` in a process of its own, with its folder in DIR; its seconds are those
 of the process, imports, compilation and the last evaluation included. The same command repeats

@@ -1,6 +1,10 @@
-"""A network of 0.3 million parameters on Fashion-MNIST, in the fewest minutes to 94 %.
+"""A network of 0.3 million parameters on Fashion-MNIST: 94 % in six minutes on two cores.
 
-python train.py --config configs/fast.py
+GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python train.py --config configs/fast.py
+
+Test accuracy after 9 epochs, five seeds: mean 0.9416 (0.9411 to 0.9433), in 5.5 to 6.7 minutes on
+two cores of an AMD EPYC (Zen 3), start and compilation included. docs/recipes.md says how the
+recipe was found, and what each of its parts is worth.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.label_smoothing = 0.1
     config.batch_size = 250  # divides 60,000: no program for a last batch
     config.num_epochs = 9
-    config.evaluate_every_epochs = 9  # the test set is looked at once
+    config.evaluate_every_epochs = 0  # the test set is looked at once
     config.optimizer = "muon"
     config.momentum = 0.95
     config.learning_rate = 0.02

@@ -55,7 +55,7 @@ def get_default_config() -> ConfigDict:
     config.recompute = False  # recompute feature maps in the backward pass: less memory, more time
     config.last_batch = "smaller"  # if not full: "smaller", or "merged" with the one before it
     config.num_epochs = 10  # passes over the training set
-    config.evaluate_every_epochs = 1  # and after the last epoch
+    config.evaluate_every_epochs = 1  # and after the last one; 0: only then
     config.optimizer = "sgd"  # a key of jaxcnn.train.OPTIMIZERS
     config.learning_rate = 0.1  # the base rate, which the schedule may vary
     config.schedule = "constant"  # of the learning rate: a key of jaxcnn.train.SCHEDULES
@@ -176,12 +176,7 @@ def check_values(config: ConfigDict) -> None:
     check_keys(config)
     _check_types(config, get_default_config())
     _check_words(config)
-    for key in (
-        "batch_size",
-        "gradient_accumulation_steps",
-        "num_epochs",
-        "evaluate_every_epochs",
-    ):
+    for key in ("batch_size", "gradient_accumulation_steps", "num_epochs"):
         _check_number(key, config[key], at_least=1)
     _check_number("num_classes", config.num_classes, at_least=0, below=2**20)
     _check_number("image_size", config.image_size, at_least=1, below=2**13)
@@ -189,6 +184,7 @@ def check_values(config: ConfigDict) -> None:
         "max_train_examples",
         "max_test_examples",
         "checkpoint_every_steps",
+        "evaluate_every_epochs",
         "num_devices",
         "patience",
         "steps_per_call",
@@ -206,6 +202,11 @@ def check_values(config: ConfigDict) -> None:
     _check_number("ema_decay", config.ema_decay, at_least=0, below=1)
     _check_number("seed", config.seed, at_least=0, below=2**31)
     _check_devices(config.num_devices)
+    if config.patience and not config.evaluate_every_epochs:
+        raise ConfigError(
+            f"config.patience is {config.patience}, but config.evaluate_every_epochs is 0, so that "
+            "no epoch but the last is evaluated; give 1 or more, or no patience"
+        )
     if config.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise ConfigError(
             "config.dtype is 'float64', which JAX computes only if the environment has "

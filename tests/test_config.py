@@ -125,7 +125,7 @@ def test_unknown_key_is_refused_when_set():
         ("class_weights", "equal", "accepted: none, balanced"),
         ("test_augmentation", "crop", "config.test_augmentation has 'crop'; accepted: 'none', or"),
         ("test_augmentation", "flip, shift:0", "whole number above 0"),
-        ("evaluate_every_epochs", 0, "at least 1"),
+        ("evaluate_every_epochs", -1, "at least 0"),
         ("patience", -1, "at least 0"),
         ("last_batch", "dropped", "accepted: smaller, merged"),
         ("implementation", "fast", "accepted: auto, xla"),

@@ -294,7 +294,9 @@ def test_a_run_that_has_not_been_evaluated_yet(tmp_path, monkeypatch, capsys):
     with pytest.raises(ConfigError, match="no checkpoint of an evaluated epoch; which='last'"):
         jaxcnn.load(tmp_path, model=Tiny())
     assert jaxcnn.load(tmp_path, "last", model=Tiny()).step == 7
-    train_and_evaluate(seldom_config(patience=9), tmp_path.parent / "other", model=Tiny())
+    train_and_evaluate(seldom_config(patience=1), tmp_path, model=Tiny())  # it goes on
+    evaluated = [row["epoch"] for row in rows_of(tmp_path) if "validation_accuracy" in row]
+    assert evaluated[:2] == [2, 4]
 
 
 @pytest.mark.parametrize(
@@ -312,8 +314,13 @@ def test_patience_counts_epochs_that_are_evaluated(values, epochs, tmp_path, mon
     assert len(rows_of(tmp_path)) == epochs
 
 
+def test_patience_with_no_epochs_to_go_by_is_refused():
+    with pytest.raises(ConfigError, match=r"patience is 2, but config\.evaluate_every_epochs is 0"):
+        prepare(small_config(patience=2, evaluate_every_epochs=0), model=Tiny())
+
+
 def test_the_test_set_at_the_end_alone_is_not_chosen_on(tmp_path, looks, capsys):
-    config = small_config(num_epochs=2, evaluate_every_epochs=5)
+    config = small_config(num_epochs=2, evaluate_every_epochs=0)
     train_and_evaluate(config, tmp_path)
     (row,) = (row for row in rows_of(tmp_path) if "test_accuracy" in row)
     assert row["epoch"] == 2

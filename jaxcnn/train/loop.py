@@ -314,8 +314,8 @@ class Trainer:
     @property
     def _is_to_evaluate(self) -> bool:
         """Whether the set held out is evaluated after the epoch in progress."""
-        epoch = self.progress.epoch + 1
-        return epoch % self._evaluate_every == 0 or epoch == self._num_epochs
+        epoch, every = self.progress.epoch + 1, self._evaluate_every
+        return epoch == self._num_epochs or (every > 0 and epoch % every == 0)
 
     def _take_steps(self) -> None:
         """Take the steps that are left of the epoch, and save wherever a checkpoint is due."""

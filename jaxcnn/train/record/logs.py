@@ -141,7 +141,7 @@ def is_out_of_patience(rows: Sequence[Row], patience: int, every: int = 1) -> bo
     Args:
         rows: of the finished epochs.
         patience: in epochs.
-        every: after how many epochs the set that is held out is evaluated.
+        every: after how many epochs the set that is held out is evaluated; 0: after the last one.
 
     Source: Prechelt, Early stopping - but when?, 1998; d2l 5.5.3.
 
@@ -149,8 +149,10 @@ def is_out_of_patience(rows: Sequence[Row], patience: int, every: int = 1) -> bo
     >>> is_out_of_patience(rows, patience=1)
     True
     """
+    if not patience or not every:
+        return False
     rows = [row for row in rows if row["epoch"] % every == 0]
-    if not patience or not rows:
+    if not rows:
         return False
     return rows[-1]["epoch"] - best_row(rows)["epoch"] >= patience
 

@@ -259,8 +259,8 @@ def recipes() -> str:
         "seeds |",
         "|---|---|---|---|---|---|---|",
     ]
-    lines = []
-    for path in sorted(RESULTS.glob("recipe-*.json")):
+    others, machines = [], []
+    for path in sorted(RESULTS.glob("recipe-*.json"), key=lambda path: path.stem):
         record, title = load(path.stem), path.stem.removeprefix("recipe-")
         runs = record["runs"]
         minutes = sorted(run["seconds"] / 60 for run in runs)
@@ -272,13 +272,16 @@ def recipes() -> str:
             f"{len(runs[0]['epochs'])} | {took} | {found} | {len(runs)} |"
         )
         machine = record["machine"]
-        settings = " ".join(record["settings"])
-        lines.append(
-            f"`{title}`: {machine['date']}, {machine['cores']} cores, {machine['processor']}, jax "
-            f"{machine['jax']}" + (f", with `{settings}`" if settings else "") + "."
+        machines.append(
+            f"Measured on {machine['date']} on {machine['cores']} cores of an "
+            f"{machine['processor']} with jax {machine['jax']} and `{record['tunables']}`."
         )
+        if record["settings"]:
+            others.append(f"`{title}` is with `{' '.join(record['settings'])}`.")
     text = ["Minutes: median and range; accuracy: mean and range, of one look at the test set."]
-    return "\n".join([*rows, "", *textwrap.wrap(" ".join([*text, *lines]), 110)])
+    return "\n".join(
+        [*rows, "", *textwrap.wrap(" ".join([*text, *others, *dict.fromkeys(machines)]), 110)]
+    )
 
 
 def ablation() -> str:

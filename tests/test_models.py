@@ -144,6 +144,11 @@ def test_parameter_counts_of_the_small_networks_by_hand(name, size, channels):
     assert TABLE[name][1:] == (kernels + averages + dense(channels[-1], 10), averages)
 
 
+def test_a_stem_of_even_size_is_refused():
+    with pytest.raises(ValueError, match="kernel_size is 4; it must be odd"):
+        shapes("small_fast", 28, stem_kernel_size=4)
+
+
 def test_parameter_counts_of_googlenet_and_vgg11_by_hand():
     def inception(i, c1, c2, c3, c4):
         count = conv(1, i, c1) + conv(1, i, c2[0]) + conv(3, *c2) + conv(1, i, c3[0])

@@ -743,6 +743,20 @@ def test_views_are_averaged(text, count):
     np.testing.assert_allclose(call(images), expected, atol=1e-6)
 
 
+def test_views_of_a_batch_on_several_devices_stay_with_their_images():
+    model = jaxcnn.SmallNet(arch=(4,), stem_channels=3, implementation="xla")
+    images = RNG.random((16, 9, 9, 1)).astype(np.float32)
+    variables = model.init(jax.random.key(0), images)
+    mesh = jax.make_mesh((8,), ("data",))
+    by_image = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    call = jax.jit(lambda x: predict_logits(model, variables, x, "shift:1, flip"))
+    program = call.lower(jax.device_put(images, by_image)).compile()
+    found = program(jax.device_put(images, by_image))
+    np.testing.assert_allclose(found, call(images), atol=1e-6)
+    assert found.sharding.is_equivalent_to(by_image, 2)
+    assert "all-" not in program.as_text()  # the devices exchange nothing
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

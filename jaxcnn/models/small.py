@@ -1,4 +1,4 @@
-"""Networks for small images: few parameters, or few operations, or the most of both.
+"""Networks for small images, with few parameters or few operations.
 
 | part   | SmallNetTiny                                | output (28 x 28 input) |
 |--------|---------------------------------------------|------------------------|
@@ -38,7 +38,7 @@ class ConvBlock(nn.Module):
         implementation: 'auto', 'xla' or None, as for `jaxcnn.ops.conv2d`.
 
     Raises:
-        ValueError: if the image has no pixels left to pool.
+        ValueError: if the kernel's size is even, or the image has no pixels left to pool.
 
     >>> block = ConvBlock(8, pool=True)
     >>> block.init_with_output(jax.random.key(0), jax.numpy.ones((1, 5, 6, 3)))[0].shape
@@ -55,6 +55,11 @@ class ConvBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Return the feature maps; with `train`, BatchNorm normalizes by the batch's statistics."""
+        if self.kernel_size % 2 == 0:
+            raise ValueError(
+                f"kernel_size is {self.kernel_size}; it must be odd, so that the convolution keeps "
+                "the image's size"
+            )
         x = Conv(
             self.features,
             self.kernel_size,
@@ -95,7 +100,8 @@ class SmallNet(nn.Module):
         implementation: 'auto', 'xla' or None, as for `jaxcnn.ops.conv2d`.
 
     Raises:
-        ValueError: if the images are too small to be halved so often.
+        ValueError: if the images are too small to be halved so often, or the stem's kernel is of an
+            even size.
 
     >>> model = SmallNet(arch=(8, 16), stem_channels=4)
     >>> variables = jax.eval_shape(model.init, jax.random.key(0), jax.numpy.zeros((1, 28, 28, 1)))

@@ -59,7 +59,8 @@ def train_and_evaluate(
     """Train a model and evaluate it after each epoch, resuming where an earlier call stopped.
 
     With a validation set, each epoch is evaluated on that, and at the end the best epoch, once, on
-    the test set. Without one, each epoch is evaluated on the test set.
+    the test set. Without one, each epoch is evaluated on the test set. Where
+    `config.evaluate_every_epochs` is above 1 or 0, "each epoch" is each of those and the last.
 
     While it trains, a signal to stop (SIGINT, SIGTERM), a hang-up or a scheduler's warning (SIGHUP,
     SIGUSR1, SIGUSR2, SIGXCPU) makes it save and stop after the steps in progress.

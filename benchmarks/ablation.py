@@ -1,6 +1,6 @@
 """Train a recipe with one of its parts taken out at a time, and compare the accuracies.
 
-python benchmarks/ablation.py fast [--seeds 0] [--parts "no shifts" ...] [--epochs N]
+python benchmarks/ablation.py fast [--seeds 0] [--parts "no shifts" ...]
 
 Trains on 50,000 of Fashion-MNIST's training images and compares on the other 10,000, the same for
 all; the test set has no part in it. Writes `benchmarks/results/ablation-NAME.json` after each run;
@@ -20,7 +20,7 @@ import jaxcnn
 
 RESULTS = ROOT / "benchmarks" / "results"
 WHOLE = "the whole recipe"
-# What is otherwise in training; its accuracy is with the views that are left in the config.
+# What is otherwise in training, and in evaluation where the two belong together.
 TRAINING: dict[str, dict[str, Any]] = {
     WHOLE: {},
     "Nesterov's momentum in place of Muon": {  # at the best rate of the search
@@ -37,7 +37,7 @@ TRAINING: dict[str, dict[str, Any]] = {
     "a constant rate after it": {"schedule": "constant"},
     "no normalization of images": {"normalization": "none"},
 }
-# Of the same weights as the whole recipe.
+# The views to evaluate with instead, of the same weights as the whole recipe.
 EVALUATION: dict[str, str] = {
     "mirror images alone at evaluation": "flip",
     "no views at evaluation": "none",

@@ -1,4 +1,4 @@
-"""A network of 1.2 million parameters on Fashion-MNIST, for the most accuracy in three hours.
+"""A network of 1.2 million parameters on Fashion-MNIST, for the highest accuracy in three hours.
 
 python train.py --config configs/best.py
 

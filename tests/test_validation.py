@@ -246,7 +246,7 @@ def seldom_config(**changes):
 
 
 def test_epochs_that_are_not_evaluated(tmp_path, monkeypatch, capsys):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    seldom, always = tmp_path / "seldom", tmp_path / "always"
     evaluations = []
     totals = Evaluator.totals
 
@@ -255,8 +255,8 @@ def test_epochs_that_are_not_evaluated(tmp_path, monkeypatch, capsys):
         return totals(self, state, *args)
 
     monkeypatch.setattr(Evaluator, "totals", spy)
-    train_and_evaluate(seldom_config(), whole, model=Tiny())
-    rows, result = rows_of(whole), result_of(whole)
+    train_and_evaluate(seldom_config(), seldom, model=Tiny())
+    rows, result = rows_of(seldom), result_of(seldom)
     key = "validation_accuracy"
     assert [row["epoch"] for row in rows if key in row] == [2, 4, 5]
     best = max((row for row in rows if key in row), key=lambda row: row[key])
@@ -267,9 +267,9 @@ def test_epochs_that_are_not_evaluated(tmp_path, monkeypatch, capsys):
     table = [line.split() for line in out.splitlines() if line.strip()[1:3] == "/5"]
     assert [line[3:5] == ["-", "-"] for line in table] == [True, False, True, False, False]
     assert f"best {best[key]:.4f} after epoch {best['epoch']}" in out
-    assert Checkpoints(whole / "checkpoints").best() == best["step"]
-    train_and_evaluate(choosing_config(num_epochs=5), stopped, model=Tiny())  # it changes no bit
-    for one, other in zip(rows, rows_of(stopped), strict=True):
+    assert Checkpoints(seldom / "checkpoints").best() == best["step"]
+    train_and_evaluate(choosing_config(num_epochs=5), always, model=Tiny())  # it changes no bit
+    for one, other in zip(rows, rows_of(always), strict=True):
         assert one["train_loss"] == other["train_loss"]
         assert one.get(key, other[key]) == other[key]
 

@@ -22,11 +22,7 @@ from jaxcnn.data.pipeline import preprocess
 from jaxcnn.errors import ConfigError, JaxcnnError, did_you_mean, first_line
 from jaxcnn.files import check_output, local_path, write_atomically
 from jaxcnn.interop import save_state_dict, to_torch, to_torchvision
-from jaxcnn.models import (
-    Normalized,
-    predict_logits,
-    without_normalization,
-)
+from jaxcnn.models import Normalized, predict_logits, without_normalization
 from jaxcnn.ops.cpu import VARIABLE
 from jaxcnn.ops.sizes import as_integer
 

@@ -19,8 +19,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from jaxcnn.ops import avg_pool, conv2d, corr2d, map_images, materialize, max_pool, relu
-from jaxcnn.ops.activations import resolve_activation
+from jaxcnn.ops import avg_pool, conv2d, corr2d, dense, map_images, materialize, max_pool, relu
 from jaxcnn.ops.sharding import on_explicit_mesh
 from jaxcnn.ops.sizes import IntOrPair, as_pair
 
@@ -211,7 +210,7 @@ class Dense(CanPickle):
         activation: of each output; None for none.
         dtype: of the computation and the output; unless given, what the input and the float32
             parameters promote to.
-        implementation: of the activation, if it is `relu`; 'auto', 'xla' or None.
+        implementation: 'auto', 'xla' or None, as for `conv2d`.
 
     >>> layer = Dense(features=10)
     >>> layer.init_with_output(jax.random.key(0), jnp.ones((2, 84)))[0].shape
@@ -231,10 +230,9 @@ class Dense(CanPickle):
         kernel = self.param("kernel", _kernel_init, (fan_in, self.features), jnp.float32)
         bias = self.param("bias", _bias_init(fan_in), (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = jnp.dot(x, kernel)
-        y = y + jnp.broadcast_to(bias, y.shape)
-        activation = resolve_activation(self.activation, self.implementation)
-        return y if activation is None else activation(y)
+        return dense(
+            x, kernel, bias, activation=self.activation, implementation=self.implementation
+        )
 
 
 class Dropout(nn.Module):
@@ -402,24 +400,32 @@ def image_by_image(call: Callable[[Any, jax.Array], jax.Array]) -> Callable:
 
     Args:
         call: from (module, images [N, H, W, C]) to [N, ...]; the module has a field
-            `implementation`.
+            `implementation`, and may have one `dtype`: half precision may then be float32 within.
     """
 
     @functools.wraps(call)
-    def wrapped(module: nn.Module, images: jax.Array) -> jax.Array:
+    def wrapped(module: Any, images: jax.Array) -> jax.Array:
         is_captured = module.is_mutable_collection("intermediates")
         if _is_mapped.get() or module.is_initializing() or is_captured:
             return call(module, images)
         unbound, variables = module.clone(parent=None, name=None), module.variables
 
-        def function(images: jax.Array) -> Any:
+        def function(images: jax.Array, module: nn.Module = unbound) -> Any:
             token = _is_mapped.set(True)
             try:
-                return unbound.apply(variables, images)
+                return module.apply(variables, images)
             finally:
                 _is_mapped.reset(token)
 
-        return map_images(function, images, module.implementation)
+        def wider(images: jax.Array) -> Any:
+            like = jax.eval_shape(function, images)
+            y = function(images, unbound.clone(dtype=jnp.float32))
+            return jax.tree.map(lambda y, like: y.astype(like.dtype), y, like)
+
+        fields = {field.name: field for field in dataclasses.fields(module)}
+        is_half = "dtype" in fields and module.dtype in (jnp.bfloat16, jnp.float16)
+        in_chunks = wider if is_half else None
+        return map_images(function, images, module.implementation, in_chunks)
 
     return wrapped
 

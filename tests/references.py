@@ -130,6 +130,27 @@ def pool_gradient(images, window, strides, padding, mode, cotangent, **options):
     return gradient
 
 
+def dense(x, kernel, bias):
+    """Multiply rows x [N, I] by a kernel [I, O] and add a bias [O]."""
+    y = np.zeros((len(x), kernel.shape[1]), np.result_type(x, kernel, bias))
+    for n, o in np.ndindex(*y.shape):
+        y[n, o] = bias[o] + sum(x[n, i] * kernel[i, o] for i in range(len(kernel)))
+    return y
+
+
+def dense_gradients(x, kernel, cotangent):
+    """Return the gradients of <dense, cotangent> with respect to x, kernel and bias."""
+    of_x, of_kernel, of_bias = (
+        np.zeros(shape) for shape in (x.shape, kernel.shape, kernel.shape[1])
+    )
+    for n, o in np.ndindex(*cotangent.shape):
+        of_bias[o] += cotangent[n, o]
+        for i in range(len(kernel)):
+            of_x[n, i] += cotangent[n, o] * kernel[i, o]
+            of_kernel[i, o] += cotangent[n, o] * x[n, i]
+    return of_x, of_kernel, of_bias
+
+
 def cross_entropy(logits, labels):
     """Return the mean softmax cross-entropy of logits [N, K] and labels [N]."""
     shifted = logits - logits.max(1, keepdims=True)

@@ -55,6 +55,7 @@ SHAPES = [
     (2, (1, 8), 3, 2, (7, 1), (1, 4), (3, 2)),
     (3, (7, 12), 3, 2, (3, 3), (1, 1), (0, 2)),  # tiles of Winograd's beyond the image
     (2, (5, 4), 2, 3, (3, 3), (1, 1), (4, 0)),
+    (6, (1, 1), 7, 5, (1, 1), (1, 1), (0, 0)),  # as a fully connected layer
 ]
 
 # Thresholds under which each algorithm of the tables is chosen wherever it can be.
@@ -137,12 +138,13 @@ def test_the_settings_reach_every_algorithm(monkeypatch):
         return algorithm
 
     monkeypatch.setattr(select, "choose", remember)
-    for shape, setting in itertools.product(SHAPES, SETTINGS.values()):
+    dtypes = jnp.float32, jnp.float16
+    for shape, setting, dtype in itertools.product(SHAPES, SETTINGS.values(), dtypes):
         monkeypatch.setattr(limits, "CURRENT", setting)
         n, size, i, o, window, strides, padding = shape
         geometry = Geometry(size, window, strides, padding)
         x, k, g = (
-            jax.ShapeDtypeStruct(s, jnp.float32)
+            jax.ShapeDtypeStruct(s, dtype)
             for s in ((n, *size, i), (*window, i, o), (n, *geometry.output, o))
         )
         for function, args in (
@@ -168,7 +170,8 @@ def test_the_first_matching_rule_decides():
         )
     ]
     for size, channels, expected in ((8, 3, "few"), (8, 5, "small"), (224, 5, "rest")):
-        work = select.Work(1, channels, 4, Geometry((size, size), (3, 3), (1, 1), (1, 1)), False)
+        geometry = Geometry((size, size), (3, 3), (1, 1), (1, 1))
+        work = select.Work(1, channels, 4, geometry, is_empty=False, in_bfloat16=False)
         assert select.choose(rules, work)() == expected
 
 
@@ -227,11 +230,10 @@ def test_the_platform_of_the_program_decides():
 
 def test_other_dtypes_and_the_switch_take_xla(monkeypatch):
     x, k = random(2, 8, 8, 3), random(3, 3, 3, 4)
-    for dtype in (jnp.bfloat16, jnp.float16):
+    with jax.enable_x64(True):
         for function in (ops.conv2d, sigmoid):
-            found, _ = uses(function, x.astype(dtype), k.astype(dtype))
+            found, _ = uses(function, *(operand.astype(jnp.float64) for operand in (x, k)))
             assert "conv_general_dilated" in found
-            assert function(x.astype(dtype), k.astype(dtype)).dtype == dtype
     assert "conv_general_dilated" not in uses(ops.conv2d, x, k)[0]
     monkeypatch.setenv("JAXCNN_IMPLEMENTATION", "xla")
     jax.clear_caches()
@@ -280,6 +282,7 @@ PASSES = {  # primitive, the same by XLA's own convolution, operands
     "forward": (primitives.forward_p, xla.forward, "xk"),
     "images_gradient": (primitives.images_gradient_p, xla.images_gradient, "gk"),
     "kernel_gradient": (primitives.kernel_gradient_p, xla.kernel_gradient, "xg"),
+    "forward_bias": (primitives.forward_bias_p, xla.forward_bias, "xkb"),
     "forward_sigmoid": (primitives.forward_sigmoid_p, xla.forward_sigmoid, "xkb"),
 }
 
@@ -456,7 +459,9 @@ def test_many_large_products_end(run_python):
 @pytest.mark.parametrize("allowed", [False, True])
 def test_many_products_take_one_call_only_where_that_is_allowed(allowed, monkeypatch):
     monkeypatch.setattr(probe, "available", lambda: True)
-    monkeypatch.setattr(probe, "verdict", lambda: probe._ALL if allowed else probe._MOST)
+    monkeypatch.setattr(
+        probe, "verdict", lambda: "in use" if allowed else f"in use{probe._ONE_PRODUCT}"
+    )
     for shapes, is_one_call in ((((4, 5), (5, 6)), True), (((3, 4, 5), (3, 5, 6)), allowed)):
         a, b = (jnp.ones(shape) for shape in shapes)
         for function, left in ((cpu.product, a), (products.transposed_product, a.mT)):
@@ -489,22 +494,22 @@ def no_home(monkeypatch):
 @pytest.mark.usefixtures("no_home")
 def test_without_a_home_the_probe_runs_and_its_verdict_is_not_kept(monkeypatch):
     assert probe._verdict_file() is None
-    monkeypatch.setattr(probe, "_run_probe", lambda: probe._MOST)
-    assert probe.verdict.__wrapped__() == probe._MOST
+    monkeypatch.setattr(probe, "_run_probe", lambda: "in use")
+    assert probe.verdict.__wrapped__() == "in use"
 
 
 @pytest.mark.parametrize("content", [b"", b"in us", b"\xff\xfe", None])
 def test_a_verdict_that_cannot_be_read_is_found_again(content, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", f"{tmp_path}")
-    monkeypatch.setattr(probe, "_run_probe", lambda: probe._ALL)
+    monkeypatch.setattr(probe, "_run_probe", lambda: "in use")
     file = probe._verdict_file()
     file.parent.mkdir()
     if content is None:
         file.mkdir()
     else:
         file.write_bytes(content)
-    assert probe.verdict.__wrapped__() == probe._ALL
-    assert content is None or file.read_text() == probe._ALL
+    assert probe.verdict.__wrapped__() == "in use"
+    assert content is None or file.read_text() == "in use"
 
 
 def test_a_verdict_is_of_one_jaxlib_one_source_and_what_onednn_reads(monkeypatch, tmp_path):
@@ -543,7 +548,7 @@ def test_the_probe_runs_without_the_users_settings_of_jax(monkeypatch):
     monkeypatch.setattr(subprocess, "run", run)
     for name in names:
         monkeypatch.setenv(name, "1")
-    assert probe._run_probe() == probe._MOST
+    assert probe._run_probe() == f"in use{probe._ONE_PRODUCT}"
     assert given["JAX_PLATFORMS"] == "cpu"
     assert not given.keys() & names
 
@@ -556,7 +561,7 @@ def test_what_says_nothing_of_the_calls_is_not_kept(monkeypatch, tmp_path, statu
     monkeypatch.setenv("XDG_CACHE_HOME", f"{tmp_path}")
     done = subprocess.CompletedProcess("probe.py", status, stdout=printed)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
-    words = "not in use: the probe ended before it could try the calls"
+    words = "not in use: the probe was ended before it had tried the calls"
     assert probe.verdict.__wrapped__() == words
     assert not probe._verdict_file().exists()
 
@@ -631,11 +636,13 @@ def test_a_probe_that_aborts_leaves_xla(run_python, tmp_path):
     assert not done.stderr
 
 
-def kind_of_call(target, shape, legacy_backend_config):
-    """What a call's configuration says, apart from sizes; and whether it is of many products."""
+def kind_of_call(operands, target, shape, legacy_backend_config):
+    """What a call's configuration says, apart from sizes; whether of many products; the dtypes."""
     ((_, config),) = json.loads(legacy_backend_config).items()
     config |= {"window": "window" in config, "feature_groups": config.get("feature_groups") != "1"}
-    return target, target.endswith("matmul") and len(shape.shape) > 2, json.dumps(config)
+    of_many = target.endswith("matmul") and len(shape.shape) > 2
+    dtypes = *(str(operand.dtype) for operand in operands), str(shape.dtype)
+    return target, of_many, dtypes, json.dumps(config)
 
 
 def test_the_probe_makes_every_kind_of_call(monkeypatch):
@@ -644,24 +651,31 @@ def test_the_probe_makes_every_kind_of_call(monkeypatch):
 
     def calls_by(whom):
         def call(target, shape, *, custom_call_api_version, legacy_backend_config):
-            made[whom].add(kind_of_call(target, shape, legacy_backend_config))
-            options = {"custom_call_api_version": custom_call_api_version}
-            return ffi_call(target, shape, legacy_backend_config=legacy_backend_config, **options)
+            config = {"legacy_backend_config": legacy_backend_config}
+
+            def made_of(*operands):
+                made[whom].add(kind_of_call(operands, target, shape, **config))
+                options = config | {"custom_call_api_version": custom_call_api_version}
+                return ffi_call(target, shape, **options)(*operands)
+
+            return made_of
 
         return call
 
-    monkeypatch.setattr(probe, "available", lambda: True)
-    monkeypatch.setattr(probe, "many_products_available", lambda: True)
+    for name in ("available", "many_products_available", "bfloat16_available"):
+        monkeypatch.setattr(probe, name, lambda: True)
     monkeypatch.setattr(jax.ffi, "ffi_call", calls_by("engine"))
-    for shape, setting in itertools.product(SHAPES, SETTINGS.values()):
+    dtypes = jnp.float32, jnp.bfloat16
+    for shape, setting, dtype in itertools.product(SHAPES, SETTINGS.values(), dtypes):
         monkeypatch.setattr(limits, "CURRENT", setting)
         n, size, i, o, window, strides, padding = shape
         geometry = Geometry(size, window, strides, padding)
         x, k, g, b = (
-            jax.ShapeDtypeStruct(s, jnp.float32)
+            jax.ShapeDtypeStruct(s, dtype)
             for s in ((n, *size, i), (*window, i, o), (n, *geometry.output, o), (o,))
         )
         jax.eval_shape(partial(select.forward, geometry=geometry), x, k)
+        jax.eval_shape(partial(select.forward_bias, geometry=geometry), x, k, b)
         jax.eval_shape(partial(select.forward_sigmoid, geometry=geometry), x, k, b)
         jax.eval_shape(partial(select.images_gradient, geometry=geometry), g, k)
         jax.eval_shape(partial(select.kernel_gradient, geometry=geometry), x, g)
@@ -671,9 +685,11 @@ def test_the_probe_makes_every_kind_of_call(monkeypatch):
     loops = []
     monkeypatch.setattr(probe, "_probe_loop", lambda *args: loops.append(args))
     with jax.numpy_rank_promotion("allow"):  # as in its own process
+        monkeypatch.setattr(probe, "_BFLOAT16_FLAGS", {"processor"})  # in every /proc/cpuinfo
         probe._probe()
-    assert len(loops) == 1
+    assert len(loops) == 2
     assert made["engine"] <= made["probe"]
+    assert {dtypes[0] for *_, dtypes, _ in made["engine"]} == {"float32", "bfloat16"}
     assert len(made["engine"]) > 5
 
 

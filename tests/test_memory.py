@@ -197,7 +197,6 @@ def test_no_convolution_is_in_a_loop_where_it_would_be_slow(monkeypatch):
     by_two(monkeypatch, MAP_BYTES)
     images = jnp.ones((6, 12, 9, 1))
     variables = SMALL_VGG.init(jax.random.key(0), images)
-    assert loops(SMALL_VGG.clone(dtype=jnp.bfloat16), variables, images) == 0
     assert loops(SMALL_VGG.clone(implementation="xla"), variables, images) == 0
     monkeypatch.setenv("JAXCNN_IMPLEMENTATION", "xla")
     assert loops(SMALL_VGG, variables, images) == 0
@@ -278,7 +277,6 @@ def test_scan_is_jaxs(suits_loops, monkeypatch):
 
 SLOW_IN_LOOPS = {
     "flax's convolution": lambda x: nn.Conv(2, (3, 3)).init_with_output(jax.random.key(0), x)[0],
-    "bfloat16": lambda x: conv2d(x.astype(jnp.bfloat16), jnp.ones((3, 3, 1, 2), jnp.bfloat16)),
     "groups": lambda x: conv2d(jnp.tile(x, 2), jnp.ones((3, 3, 1, 2)), groups=2),
     "xla": lambda x: conv2d(x, jnp.ones((3, 3, 1, 2)), implementation="xla"),
     "within jit and remat": jax.jit(

@@ -61,6 +61,17 @@ def in_chunks(x, k, implementation):
     return block.apply({"params": {"conv1": {"kernel": k, "bias": k[0, 0, 0]}}}, x)
 
 
+def half_precision(x, k, implementation):
+    x, k, options = (
+        x.astype(jnp.float16),
+        k.astype(jnp.float16),
+        {"implementation": implementation},
+    )
+    y = ops.conv2d(x, k, k[0, 0, 0], padding=1, activation=nn.tanh, **options)
+    y = ops.conv2d(y, k.swapaxes(2, 3), k[0, 0, :, 0], activation=nn.sigmoid, **options)
+    return 0.1 * ops.dense(y, k[1, 1], k[0, 0, 0], **options).astype(jnp.float32)
+
+
 # Of images [8, 8, 6, 4] and a kernel [3, 3, 4, 6]; the engine has no groups and no dilation.
 OPERATIONS = {
     "conv2d": lambda x, k, **kw: ops.conv2d(x, k, padding=1, strides=2, **kw),
@@ -75,6 +86,7 @@ OPERATIONS = {
     "relu": lambda x, k, **kw: ops.relu(x, **kw),
     "BatchNorm": batch_norm,
     "block in chunks": in_chunks,
+    "half precision": half_precision,
 }
 
 
@@ -268,7 +280,8 @@ def test_every_operation_in(mode, monkeypatch):
         for name in theirs:
             a, b = ours[name], theirs[name]
             difference = np.abs(np.asarray(a) - np.asarray(b)).max()
-            assert difference <= 1e-5 * max(np.abs(b).max(), 1e-3), f"{what} of {name} in {mode}"
+            precision = 5e-2 if name == "half precision" else 1e-5
+            assert difference <= precision * max(np.abs(b).max(), 1e-3), f"{what}, {name}, {mode}"
             same = mode == OWN_LAYOUT or a.sharding.is_equivalent_to(b.sharding, a.ndim)
             assert same, f"{what} of {name} in {mode}: {a.sharding} and {b.sharding}"
     assert set(theirs) == set(OPERATIONS)

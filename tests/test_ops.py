@@ -351,6 +351,21 @@ def test_second_derivatives():
     check_grads(lambda x: ops.avg_pool(x, 2, 2, 1) ** 2, (x,), order=2, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize("implementation", ["auto", "xla"])
+@pytest.mark.parametrize(("rows", "channels", "features"), [(4, 7, 5), (1, 1, 1), (3, 2, 9)])
+def test_dense_and_its_gradients_are_the_definitions(rows, channels, features, implementation):
+    x, k, b, g = (
+        random(*shape, seed=i)
+        for i, shape in enumerate(
+            ((rows, channels), (channels, features), (features,), (rows, features))
+        )
+    )
+    y, vjp = jax.vjp(jax.jit(partial(ops.dense, implementation=implementation)), x, k, b)
+    expected = references.dense(x, k, b), *references.dense_gradients(x, k, g)
+    for actual, exact in zip((y, *vjp(jnp.asarray(g))), expected, strict=True):
+        np.testing.assert_allclose(actual, exact, rtol=1e-5, atol=1e-5)
+
+
 OPS = {  # call, shapes of its arguments
     "conv2d": (partial(ops.conv2d, strides=(2, 1), padding=(1, 0)), (3, 7, 5, 2), (2, 3, 2, 4)),
     "conv2d, sigmoid": (
@@ -361,6 +376,8 @@ OPS = {  # call, shapes of its arguments
         partial(ops.conv2d, strides=(2, 1), dilation=(1, 2), groups=2),
         *((3, 7, 9, 4), (2, 3, 2, 4)),
     ),
+    "dense": (ops.dense, (4, 3), (3, 2), (2,)),
+    "dense, more axes": (partial(ops.dense, activation=jnp.tanh), (4, 2, 3), (3, 5)),
     "relu": (ops.relu, (3, 5)),
     "materialize": (ops.materialize, (3, 5)),
     "map_images": (partial(ops.map_images, jnp.tanh), (3, 5, 4, 2)),

@@ -154,6 +154,13 @@ def test_totals_are_the_models(name):
     assert paths == {"/".join(key.key for key in path[:-1]) for path, _ in flat}
 
 
+@pytest.mark.parametrize("name", ["lenet", "lenet_modern", "vgg", "small_tiny"])
+def test_multiply_adds_are_the_same_in_bfloat16(name):
+    model, shape = create_model(name), (2, SIZES[name], SIZES[name], 1)
+    half = layer_summary(model.clone(dtype=jnp.bfloat16), shape)
+    assert [row.macs for row in half] == [row.macs for row in layer_summary(model, shape)]
+
+
 @pytest.mark.parametrize(("name", "size"), [("lenet", 28), ("vgg", 224), ("resnet18", 448)])
 def test_multiply_adds_are_half_of_xlas_operations(name, size, monkeypatch):
     """XLA leaves out products with padding (few in large images) and counts biases and ReLU."""

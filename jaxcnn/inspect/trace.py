@@ -24,6 +24,7 @@ _MAX_STEPS = 64  # of a loop that is followed step by step
 _LARGE = 1e3  # such a number, added before a softmax, leaves nothing of what it is added to
 _OF_JAXCNN: dict[str, Callable] = {
     "conv_forward": xla.forward,
+    "conv_forward_bias": xla.forward_bias,
     "conv_forward_sigmoid": xla.forward_sigmoid,
 }
 _RESIZE = "_resize"  # name of `jax.image.resize`, whose products only move pixels

@@ -1,6 +1,6 @@
-"""Pure functions: cross-correlation, convolution, pooling, ReLU and output sizes.
+"""Pure functions: cross-correlation, convolution, dense layers, pooling, ReLU and output sizes.
 
-In reading order: `sizes`, `conv`, `pool`, `corr` (the book's functions of a single image),
+In reading order: `sizes`, `conv`, `dense`, `pool`, `corr` (the book's functions of a single image),
 `activations`, `map_images`. `geometry`, `xla` and `sharding` hold what they share. `cpu` is an
 engine that makes them fast on CPUs; nothing in this folder needs to be read with it in mind.
 """
@@ -14,6 +14,7 @@ from jaxcnn.ops.corr import (
     corr2d_multi_in_out_1x1,
     pool2d,
 )
+from jaxcnn.ops.dense import dense
 from jaxcnn.ops.map_images import map_images
 from jaxcnn.ops.pool import avg_pool, max_pool
 from jaxcnn.ops.sizes import conv_output_size, pool_output_size
@@ -26,6 +27,7 @@ __all__ = [
     "corr2d_multi_in",
     "corr2d_multi_in_out",
     "corr2d_multi_in_out_1x1",
+    "dense",
     "map_images",
     "materialize",
     "max_pool",

@@ -84,7 +84,8 @@ def _takes_engine(
     if cpu.choose_implementation(implementation) == "xla":
         return False
     is_plain = geometry.dilation == (1, 1) and geometry.groups == 1
-    return is_plain and all(x.dtype == jnp.float32 for x in operands)
+    dtype = operands[0].dtype
+    return is_plain and dtype in cpu.DTYPES and all(x.dtype == dtype for x in operands)
 
 
 def _check(images: jax.Array, kernel: jax.Array, bias: jax.Array | None, groups: int) -> None:

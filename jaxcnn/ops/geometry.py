@@ -37,6 +37,11 @@ class Geometry(NamedTuple):
         height, width = (conv_output_size(*size) for size in sizes)
         return height, width
 
+    @property
+    def is_product(self) -> bool:
+        """Whether single pixels meet a kernel of one pixel, as in a fully connected layer."""
+        return self.image == self.window == (1, 1) and self.padding == (0, 0) and self.groups == 1
+
 
 class Windows(NamedTuple):
     """How a pooling window moves over images; pairs are (vertical, horizontal).

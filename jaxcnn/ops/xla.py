@@ -13,6 +13,15 @@ from jaxcnn.ops.geometry import Geometry, Windows
 Activation = Callable[[jax.Array], jax.Array]
 
 
+def is_half(x: jax.Array) -> bool:
+    """Return whether an array is in half precision.
+
+    >>> is_half(jnp.ones(2, jnp.bfloat16)), is_half(jnp.ones(2))
+    (True, False)
+    """
+    return x.dtype in (jnp.bfloat16, jnp.float16)
+
+
 def forward(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """Return the convolution [N, H', W', O].
 
@@ -21,6 +30,9 @@ def forward(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Arr
         kernel: [kh, kw, I / groups, O], of the same dtype.
         geometry: of the convolution.
     """
+    if is_half(images) and geometry.is_product:  # those of `dense`
+        y = jnp.dot(images[:, 0, 0], kernel[0, 0], precision=geometry.precision)
+        return y[:, None, None]
     return lax.conv_general_dilated(
         images,
         kernel,
@@ -40,11 +52,32 @@ def forward_sigmoid(
     return finish(forward(images, kernel, geometry), bias, jax.nn.sigmoid)
 
 
+def forward_bias(
+    images: jax.Array, kernel: jax.Array, bias: jax.Array, geometry: Geometry
+) -> jax.Array:
+    """Return y + bias [N, H', W', O] of y, `forward`'s result, and bias [O]."""
+    return add_bias(forward(images, kernel, geometry), bias)
+
+
 def finish(y: jax.Array, bias: jax.Array | None, activation: Activation | None) -> jax.Array:
     """Return activation(y + bias) of y [..., O] and bias [O]; None stands for nothing to do."""
-    if bias is not None:
-        y = y + jnp.broadcast_to(bias, y.shape)  # explicit: rank promotion may be forbidden
+    y = y if bias is None else add_bias(y, bias)
     return y if activation is None else activation(y)
+
+
+def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """Return y [..., O] + bias [O], both of the same dtype."""
+    of_each = broadcast_bias(bias, y)
+    return (y.astype(of_each.dtype) + of_each).astype(y.dtype) if is_half(y) else y + of_each
+
+
+def broadcast_bias(bias: jax.Array, y: jax.Array) -> jax.Array:
+    """Return a bias [O] in the shape of y [..., O]; half precision in float32.
+
+    The gradient of a bias is a sum over all of y, of which half precision would lose most.
+    """
+    bias = bias.astype(jnp.float32) if is_half(bias) else bias
+    return jnp.broadcast_to(bias, y.shape)  # explicit: rank promotion may be forbidden
 
 
 def images_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:

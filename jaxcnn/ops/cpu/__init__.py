@@ -11,6 +11,7 @@ read all of jaxcnn without opening the files behind it:
 | `select.py`     | which algorithm computes which pass: tables; `limits.py`: the thresholds  |
 | `banded.py`, `gemm.py`, `winograd.py` | the algorithms; `products.py`, `chunks.py`: what they |
 |                 | are made of                                                               |
+| `half.py`       | half precision: computed in float32, moved as integers                    |
 | `onednn.py`     | the calls of oneDNN; `probe.py`: whether they may be used here            |
 | `pool.py`       | max and average pooling; `memory.py`: what is kept and what is recomputed |
 | `switch.py`     | `JAXCNN_IMPLEMENTATION`                                                   |
@@ -19,13 +20,16 @@ read all of jaxcnn without opening the files behind it:
 import functools
 
 import jax
+import jax.numpy as jnp
 
 from jaxcnn.ops.cpu import probe, programs
 from jaxcnn.ops.cpu.memory import materialize, relu, remat_in_chunks, scan, suits_loops
 from jaxcnn.ops.cpu.pool import max_pool, sum_tiles
-from jaxcnn.ops.cpu.primitives import conv2d
+from jaxcnn.ops.cpu.primitives import conv2d, dot
 from jaxcnn.ops.cpu.products import product
 from jaxcnn.ops.cpu.switch import IMPLEMENTATIONS, VARIABLE, choose_implementation
+
+DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)  # of convolutions; sums are float32's in each
 
 # For a program that runs once, such as what draws the initial weights: on CPU it is compiled with
 # less optimization, which takes a third of the time and, with the tested versions, gives the same
@@ -33,12 +37,14 @@ from jaxcnn.ops.cpu.switch import IMPLEMENTATIONS, VARIABLE, choose_implementati
 QUICK_TO_COMPILE = {"xla_backend_optimization_level": 1}
 
 __all__ = [
+    "DTYPES",
     "IMPLEMENTATIONS",
     "QUICK_TO_COMPILE",
     "VARIABLE",
     "choose_implementation",
     "compiler_options",
     "conv2d",
+    "dot",
     "materialize",
     "max_pool",
     "product",
@@ -62,7 +68,7 @@ def status() -> str:
 
 
 def why_slower(implementation: str | None = None) -> str:
-    """Return why convolutions in float32 are XLA's own on this CPU, or '' if they are faster.
+    """Return why convolutions are XLA's own on this CPU, or '' if they are faster.
 
     Args:
         implementation: as for `choose_implementation`.

@@ -16,8 +16,10 @@ from jax import lax
 
 from jaxcnn.ops.cpu import limits
 from jaxcnn.ops.cpu.chunks import map_over_chunks, sum_over_chunks
+from jaxcnn.ops.cpu.half import as_bits, from_bits
 from jaxcnn.ops.cpu.products import product, transposed_product
 from jaxcnn.ops.geometry import Geometry
+from jaxcnn.ops.xla import is_half
 
 
 def work(channels: int, features: int, geometry: Geometry) -> int:
@@ -34,9 +36,9 @@ def forward(
     sigmoid_bias: jax.Array | None = None,
 ) -> jax.Array:
     """Return the convolution [N, H', W', O], or sigmoid(it + sigmoid_bias [O])."""
-    channels, features = kernel.shape[2:]
+    features = kernel.shape[3]
     banded = partial(_forward, kernel=kernel, geometry=geometry, sigmoid_bias=sigmoid_bias)
-    image_bytes = _pixel_bytes(channels, features, geometry)
+    image_bytes = _pixel_bytes(images, features, geometry)
     return map_over_chunks(banded, images, image_bytes, limits.CURRENT.large_chunk_bytes)
 
 
@@ -66,7 +68,10 @@ def images_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.
     block = _block(width, features, limits.CURRENT.spread)
     band = _band(kernel, block, geometry)
     products = product(
-        g.reshape(-1, block * features), band.reshape(-1, block * features), transpose_b=True
+        g.reshape(-1, block * features),
+        band.reshape(-1, block * features),
+        transpose_b=True,
+        dtype=jnp.float32 if is_half(g) else None,
     ).reshape(batch, height, width // block, band.shape[0], -1)
     below = rows - s * (height - 1) - 1
     spread = []
@@ -74,7 +79,7 @@ def images_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.
         left = t * block * i
         right = columns - left - band.shape[1]
         sides = (left * channels, right * channels, 0)
-        zero = jnp.zeros((), g.dtype)
+        zero = jnp.zeros((), products.dtype)
         spread.append(
             lax.pad(products[:, :, i, a], zero, ((0, 0, 0), (a, below - a, s - 1), sides))
         )
@@ -84,8 +89,7 @@ def images_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.
 
 def kernel_gradient(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
     """Return the kernel gradient [kh, kw, I, O]: the diagonals of blocks of g times pixels."""
-    channels, features = images.shape[3], g.shape[3]
-    image_bytes = _pixel_bytes(channels, features, geometry)
+    image_bytes = _pixel_bytes(images, g.shape[3], geometry)
     chunk_bytes = limits.CURRENT.large_chunk_bytes
     total = sum_over_chunks(_kernel_products, images, g, geometry, image_bytes, chunk_bytes)
     t, kw = geometry.strides[1], geometry.window[1]
@@ -109,21 +113,22 @@ def _pixels(images: jax.Array, features: int, geometry: Geometry) -> jax.Array:
     height, width = geometry.output
     block = _block(width, features)
     columns = _columns(block, geometry)
-    x = jnp.pad(images, ((0, 0), (p, p), (q, q), (0, 0)))
+    x = jnp.pad(as_bits(images), ((0, 0), (p, p), (q, q), (0, 0)))
     rows = [x[:, a : a + s * (height - 1) + 1 : s] for a in range(kh)]
     blocks = [
         jnp.stack([row[:, :, left : left + columns] for row in rows], axis=2)
         for left in range(0, t * width, t * block)
     ]
-    return jnp.stack(blocks, axis=2)
+    return from_bits(jnp.stack(blocks, axis=2), images.dtype)
 
 
-def _pixel_bytes(channels: int, features: int, geometry: Geometry) -> int:
+def _pixel_bytes(images: jax.Array, features: int, geometry: Geometry) -> int:
     """Return the bytes of one image's `_pixels`."""
     height, width = geometry.output
     block = _block(width, features)
     columns = _columns(block, geometry)
-    return 4 * height * (width // block) * geometry.window[0] * columns * channels
+    pixels = height * (width // block) * geometry.window[0] * columns
+    return images.dtype.itemsize * pixels * images.shape[3]
 
 
 def _band(kernel: jax.Array, block: int, geometry: Geometry) -> jax.Array:

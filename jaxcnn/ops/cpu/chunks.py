@@ -40,7 +40,8 @@ def sum_over_chunks(
         some_images, some_g = (lax.dynamic_slice_in_dim(x, i * size, size) for x in (images, g))
         return products(some_images, some_g, geometry)
 
-    start = jnp.zeros(jax.eval_shape(of_chunk, 0).shape, g.dtype)
+    part = jax.eval_shape(of_chunk, 0)
+    start = jnp.zeros(part.shape, part.dtype)
     total, _ = lax.scan(lambda sum, i: (sum + of_chunk(i), None), start, jnp.arange(chunks))
     rest = chunks * size
     return total if rest == batch else total + products(images[rest:], g[rest:], geometry)

@@ -12,6 +12,7 @@ from jax import lax
 
 from jaxcnn.ops.cpu import limits
 from jaxcnn.ops.cpu.chunks import sum_over_chunks
+from jaxcnn.ops.cpu.half import as_bits, from_bits
 from jaxcnn.ops.cpu.products import product, transposed_product
 from jaxcnn.ops.geometry import Geometry
 
@@ -49,7 +50,8 @@ def shifted(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
     """
     (kh, kw), channels = geometry.window, images.shape[3]
     (_, _, width, features) = g.shape
-    image_bytes = 4 * geometry.image[0] * width * (kw * channels + kh * features)
+    numbers = geometry.image[0] * width * (kw * channels + kh * features)
+    image_bytes = images.dtype.itemsize * numbers
     chunk_bytes = limits.CURRENT.chunk_bytes
     total = sum_over_chunks(_product_of_shifted, images, g, geometry, image_bytes, chunk_bytes)
     return total.reshape(kw, channels, kh, features).transpose(2, 0, 1, 3)
@@ -58,15 +60,15 @@ def shifted(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
 def _product_of_shifted(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
     (kh, kw), (_, t), (p, q) = geometry.window, geometry.strides, geometry.padding
     (_, rows, _, channels), (_, height, width, features) = images.shape, g.shape
-    x = jnp.pad(images, ((0, 0), (0, 0), (q, q), (0, 0)))
-    x = jnp.concatenate([x[:, :, b : b + t * (width - 1) + 1 : t] for b in range(kw)], axis=3)
+    x = _side_by_side(images, (0, q), kw, t, width)
+    bits = as_bits(g)
+    zero = jnp.zeros((), bits.dtype)
     shifts = (a - p for a in range(kh))
-    zero = jnp.zeros((), g.dtype)
     moved = [
-        lax.pad(g, zero, ((0, 0, 0), (shift, rows - height - shift, 0), (0, 0, 0), (0, 0, 0)))
+        lax.pad(bits, zero, ((0, 0, 0), (shift, rows - height - shift, 0), (0, 0, 0), (0, 0, 0)))
         for shift in shifts
     ]
-    by_pixel = jnp.concatenate(moved, axis=3).reshape(-1, kh * features)
+    by_pixel = from_bits(jnp.concatenate(moved, axis=3), g.dtype).reshape(-1, kh * features)
     return transposed_product(x.reshape(-1, kw * channels), by_pixel)
 
 
@@ -78,17 +80,34 @@ def by_row(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
     (kh, kw), channels = geometry.window, images.shape[3]
     (_, _, width, features) = g.shape
     padded_height = geometry.image[0] + 2 * geometry.padding[0]
-    image_bytes = 4 * kw * channels * padded_height * width
+    image_bytes = images.dtype.itemsize * kw * channels * padded_height * width
     chunk_bytes = limits.CURRENT.chunk_bytes
     total = sum_over_chunks(_products_by_row, images, g, geometry, image_bytes, chunk_bytes)
     return total.reshape(kh, kw, channels, features)
 
 
 def _products_by_row(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
-    (kh, kw), (s, t), (p, q) = geometry.window, geometry.strides, geometry.padding
+    (kh, kw), (s, t) = geometry.window, geometry.strides
     _, height, width, features = g.shape
-    x = jnp.pad(images, ((0, 0), (p, p), (q, q), (0, 0)))
-    x = jnp.concatenate([x[:, :, b : b + t * (width - 1) + 1 : t] for b in range(kw)], axis=3)
+    x = _side_by_side(images, geometry.padding, kw, t, width)
     rows = [x[:, a : a + s * (height - 1) + 1 : s].reshape(-1, x.shape[3]) for a in range(kh)]
     by_pixel = g.reshape(-1, features)
     return jnp.stack([transposed_product(row, by_pixel) for row in rows])
+
+
+def _side_by_side(
+    images: jax.Array, padding: tuple[int, int], count: int, stride: int, width: int
+) -> jax.Array:
+    """Return [N, H + 2 p, width, count C]: the `count` pixels in a row that each output meets.
+
+    Args:
+        images: [N, H, W, C].
+        padding: (p, q), zeros above and below, and on the left and right.
+        count: pixels in a row of the kernel.
+        stride: pixels from one output to the next.
+        width: outputs in a row.
+    """
+    (p, q), bits = padding, as_bits(images)
+    x = jnp.pad(bits, ((0, 0), (p, p), (q, q), (0, 0)))
+    pixels = [x[:, :, b : b + stride * (width - 1) + 1 : stride] for b in range(count)]
+    return from_bits(jnp.concatenate(pixels, axis=3), images.dtype)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxcnn.ops.cpu import limits, primitives, probe, programs
+from jaxcnn.ops.cpu.half import in_float32
 from jaxcnn.ops.cpu.programs import cpu_or_default
 from jaxcnn.ops.sharding import is_on_explicit_mesh
 
@@ -29,7 +30,11 @@ def materialize(x: jax.Array) -> jax.Array:
     >>> materialize(jnp.array([1.0, -2.0])).tolist()
     [1.0, -2.0]
     """
-    return lax.platform_dependent(x, cpu=lambda x: jnp.where(x == x, x, -x), default=lambda x: x)
+    return lax.platform_dependent(x, cpu=in_float32(_keep), default=lambda x: x)
+
+
+def _keep(x: jax.Array) -> jax.Array:
+    return jnp.where(x == x, x, -x)
 
 
 @materialize.defjvp
@@ -46,7 +51,11 @@ def relu(x: jax.Array) -> jax.Array:
     The next layer keeps the result in any case, so x need not stay in memory until the backward
     pass.
     """
-    return materialize(jnp.maximum(x, 0))
+    return lax.platform_dependent(
+        x,
+        cpu=in_float32(lambda x: _keep(jnp.maximum(x, 0))),
+        default=lambda x: jnp.maximum(x, 0),
+    )
 
 
 @relu.defjvp
@@ -55,7 +64,11 @@ def _relu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[ja
     return y, jnp.where(y > 0, tangents[0], 0)
 
 
-def remat_in_chunks(function: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:
+def remat_in_chunks(
+    function: Callable[[jax.Array], jax.Array],
+    images: jax.Array,
+    in_chunks: Callable[[jax.Array], jax.Array] | None = None,
+) -> jax.Array:
     """Return function(images), computed in small chunks of the batch where that pays.
 
     What the function computes on the way stays in the processor's caches and takes little memory:
@@ -66,19 +79,21 @@ def remat_in_chunks(function: Callable[[jax.Array], jax.Array], images: jax.Arra
     Args:
         function: from [N, ...] to [N, ...], of each image by itself.
         images: [N, H, W, C].
+        in_chunks: what to compute of a chunk instead, equal up to rounding.
 
     >>> remat_in_chunks(lambda x: jnp.repeat(x, 16, axis=3), jnp.zeros((4, 512, 512, 1))).shape
     (4, 512, 512, 16)
     """
     if is_on_explicit_mesh(images) or not isinstance(images.shape[0], int):  # symbolic: an export
         return function(images)
-    size = _chunk_size(function, images)
+    of_chunk = in_chunks or function
+    size = _chunk_size(of_chunk, images)
     if size >= len(images):
         return function(images)
 
     def on_cpu(images: jax.Array) -> jax.Array:
         chunks = images.reshape(len(images) // size, size, *images.shape[1:])
-        y = lax.map(jax.checkpoint(function), chunks)
+        y = lax.map(jax.checkpoint(of_chunk), chunks)
         return y.reshape(len(images), *y.shape[2:])
 
     return cpu_or_default(images, cpu=on_cpu, default=function)
@@ -169,7 +184,10 @@ def _is_slow_in_loops(equation: Any) -> bool:
         return True
     if equation.primitive not in primitives.ALL:
         return False
-    window = math.prod(equation.params["geometry"].window)  # a large one's gradient is XLA's
+    geometry = equation.params["geometry"]
+    if geometry.is_product:
+        return False
+    window = math.prod(geometry.window)  # a large one's gradient is XLA's
     available = probe.available() and not programs.are_kept()
     return not available or window > limits.CURRENT.window
 

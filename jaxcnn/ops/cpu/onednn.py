@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def conv(
@@ -20,8 +21,9 @@ def conv(
     transpose_kernel: bool = False,
     groups: int = 1,
     sigmoid_bias: jax.Array | None = None,
+    bias: jax.Array | None = None,
 ) -> jax.Array:
-    """Convolve without checks: float32, no empty axis, only where `available()`.
+    """Convolve without checks: no empty axis, in a dtype that the probe found right.
 
     Args:
         images: [N, H, W, I].
@@ -30,10 +32,12 @@ def conv(
         padding: ((above, below), (left, right)), none below zero.
         transpose_kernel: whether the kernel is [kh, kw, O, I] instead; with one group only.
         groups: of channels, each with its own share of the features.
-        sigmoid_bias: b [O]; if given, return sigmoid(y + b) of the convolution y, in the same pass.
+        sigmoid_bias: b [O] in float32; if given, return sigmoid(y + b) of the convolution y, in the
+            same pass. In float32 only.
+        bias: b [O] in bfloat16; if given, return y + b in the same pass. In bfloat16 only.
 
     Returns:
-        [N, H', W', O].
+        [N, H', W', O] in the dtype of the operands; in bfloat16 the sums are float32's.
     """
     layout = {"batch_dim": "0", "feature_dim": "3", "spatial_dims": ["1", "2"]}
     inputs, outputs = (3, 2) if transpose_kernel else (2, 3)
@@ -55,7 +59,7 @@ def conv(
         "output": {"data": layout},
         "window": window,
         "feature_groups": str(groups),
-        **_then_sigmoid(sigmoid_bias),
+        **_then(bias, sigmoid_bias),
     }
     size = [
         (images.shape[axis + 1] + sum(padding[axis]) - kernel.shape[axis]) // strides[axis] + 1
@@ -67,7 +71,7 @@ def conv(
         custom_call_api_version=2,
         legacy_backend_config=json.dumps({"onednn_conv_config": config}),
     )
-    return call(images, kernel, *([] if sigmoid_bias is None else [sigmoid_bias]))
+    return call(images, kernel, *(b for b in (bias, sigmoid_bias) if b is not None))
 
 
 def matmul(
@@ -76,8 +80,9 @@ def matmul(
     transpose_a: bool = False,
     transpose_b: bool = False,
     sigmoid_bias: jax.Array | None = None,
+    dtype: Any = jnp.float32,
 ) -> jax.Array:
-    """Multiply without checks: float32, no empty axis, only where `available()`.
+    """Multiply without checks: no empty axis, in a dtype that the probe found right.
 
     Args:
         a: [..., M, K], or [..., K, M] to be transposed.
@@ -85,25 +90,28 @@ def matmul(
         transpose_a: whether `a` is.
         transpose_b: whether `b` is.
         sigmoid_bias: [N], for a and b of two axes; as for `conv`.
+        dtype: of the result: float32, or bfloat16 if a and b are.
 
     Returns:
-        [..., M, N].
+        [..., M, N]; the sums are float32's.
     """
     rows, columns = a.shape[-1 if transpose_a else -2], b.shape[-2 if transpose_b else -1]
     config = {
         "transpose_a": transpose_a,
         "transpose_b": transpose_b,
-        **_then_sigmoid(sigmoid_bias),
+        **_then(None, sigmoid_bias),
     }
     call = jax.ffi.ffi_call(
         "__onednn$matmul",
-        jax.ShapeDtypeStruct((*a.shape[:-2], rows, columns), a.dtype),
+        jax.ShapeDtypeStruct((*a.shape[:-2], rows, columns), dtype),
         custom_call_api_version=2,
         legacy_backend_config=json.dumps({"onednn_matmul_config": config}),
     )
     return call(a, b, *([] if sigmoid_bias is None else [sigmoid_bias[None]]))
 
 
-def _then_sigmoid(bias: jax.Array | None) -> dict[str, Any]:
+def _then(bias: jax.Array | None, sigmoid_bias: jax.Array | None) -> dict[str, Any]:
     """Return what the configuration says of a bias and a sigmoid in the end, if there are."""
-    return {} if bias is None else {"fusions": {"ops": ["BIAS", "SIGMOID"]}}
+    if sigmoid_bias is not None:
+        return {"fusions": {"ops": ["BIAS", "SIGMOID"]}}
+    return {} if bias is None else {"fusions": {"ops": ["BIAS"]}}

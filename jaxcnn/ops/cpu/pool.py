@@ -10,6 +10,7 @@ from jax import lax
 
 from jaxcnn.ops import xla
 from jaxcnn.ops.cpu import limits
+from jaxcnn.ops.cpu.half import in_float32
 from jaxcnn.ops.cpu.programs import cpu_or_default
 from jaxcnn.ops.geometry import Windows
 from jaxcnn.ops.sharding import on_explicit_mesh
@@ -29,13 +30,13 @@ def max_pool(images: jax.Array, windows: Windows) -> jax.Array:
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _max_pool(images: jax.Array, windows: Windows) -> jax.Array:
     if _halves(windows):
-        of_cpu: Callable[[jax.Array], jax.Array] = _halve
+        of_cpu: Callable[..., jax.Array] = _halve
     elif _is_narrow(images, windows):
         of_cpu = partial(_tile_maximum, windows=windows)
     else:
         return xla.max_pool(images, windows)
     return lax.platform_dependent(
-        images, cpu=of_cpu, default=partial(xla.max_pool, windows=windows)
+        images, cpu=in_float32(of_cpu), default=partial(xla.max_pool, windows=windows)
     )
 
 
@@ -53,7 +54,9 @@ def _max_pool_jvp(
         ours = partial(_tile_tangent, windows=windows)
     elif _halves(windows):
         ours = _halving_tangent
-    derivative = lax.platform_dependent(images, tangent, cpu=ours, cuda=ours, default=of_xla)
+    derivative = lax.platform_dependent(
+        images, tangent, cpu=in_float32(ours), cuda=ours, default=of_xla
+    )
     return _max_pool(images, windows), derivative
 
 

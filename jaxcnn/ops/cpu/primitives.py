@@ -1,4 +1,4 @@
-"""The three passes of a convolution in float32, as primitives with JAX's rules.
+"""The three passes of a convolution as primitives with JAX's rules.
 
 With y = conv(x, k) and any g of y's shape, <y, g> is linear in x, in k and in g. The three passes
 are its derivatives by each, so they are bilinear, and each is the derivative of the others:
@@ -11,20 +11,23 @@ As primitives with these rules they support what XLA's convolution does: `grad` 
 and Hessian-vector products, `vmap`, `pmap`, `scan`, remat. What they compile to is chosen when the
 program is compiled, by its platform: `select` on CPU, XLA's own convolution elsewhere.
 
-A fourth, forward_sigmoid(x, k, b) = sigmoid(forward(x, k) + b), is for CPU, where it takes one pass
-over memory. Its derivative is read off its result, and made of the three.
+Two more take one pass over memory on CPU where oneDNN computes them: forward_bias, which is
+forward(x, k) + b, in bfloat16, and forward_sigmoid, the sigmoid of that, in float32. Their
+derivatives are made of the three; that of the sigmoid is read off its result.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxcnn.ops import xla
 from jaxcnn.ops.cpu import select
-from jaxcnn.ops.cpu.programs import is_whole
+from jaxcnn.ops.cpu.programs import cpu_or_default, is_whole
 from jaxcnn.ops.geometry import Geometry
 from jaxcnn.ops.sharding import on_explicit_mesh, vary_alike
 
@@ -39,19 +42,21 @@ def conv2d(
     """Return activation(convolution + bias), fused where that gains: a bias and a sigmoid do.
 
     Args:
-        images: float32 [N, H, W, I].
-        kernel: float32 [kh, kw, I, O].
-        bias: float32 [O], or None.
+        images: [N, H, W, I] in float32, bfloat16 or float16.
+        kernel: [kh, kw, I, O] of the same dtype.
+        bias: [O] of the same dtype, or None.
         activation: of each number, or None.
         geometry: without dilation and groups.
     """
     if activation is jax.nn.sigmoid and bias is not None:
         return conv_sigmoid(images, kernel, bias, geometry)
+    if bias is not None and xla.is_half(images):
+        return xla.finish(conv_bias(images, kernel, bias, geometry), None, activation)
     return xla.finish(conv(images, kernel, geometry), bias, activation)
 
 
 def conv(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    """Convolve images [N, H, W, I] with a kernel [kh, kw, I, O], both in float32."""
+    """Convolve images [N, H, W, I] with a kernel [kh, kw, I, O] of the same dtype."""
 
     def bind(*operands: jax.Array) -> jax.Array:
         return forward_p.bind(*operands, geometry=geometry)
@@ -60,10 +65,40 @@ def conv(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     return on_explicit_mesh(bind, like)(*vary_alike(images, kernel))
 
 
+def dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Return the product of x [..., I] and a kernel [I, O], in half precision by a convolution.
+
+    The convolution knows how to compute bfloat16. And XLA transposes the kernel's gradient in a
+    pass of its own, since the rounding hides that the product could be laid out so.
+    """
+    if not xla.is_half(x):
+        return jnp.dot(x, kernel)
+
+    def as_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        pixels = x.reshape(math.prod(x.shape[:-1]), 1, 1, x.shape[-1])
+        y = conv(pixels, kernel[None, None], Geometry((1, 1), (1, 1), (1, 1), (0, 0)))
+        return y.reshape(*x.shape[:-1], kernel.shape[1])
+
+    function = partial(cpu_or_default, cpu=as_convolution, default=jnp.dot)
+    return on_explicit_mesh(function, like=jnp.dot)(*vary_alike(x, kernel))
+
+
+def conv_bias(
+    images: jax.Array, kernel: jax.Array, bias: jax.Array, geometry: Geometry
+) -> jax.Array:
+    """Return `conv` + bias [O], all of the same dtype."""
+
+    def bind(*operands: jax.Array) -> jax.Array:
+        return forward_bias_p.bind(*operands, geometry=geometry)
+
+    like = partial(xla.forward_bias, geometry=geometry)
+    return on_explicit_mesh(bind, like)(*vary_alike(images, kernel, bias))
+
+
 def conv_sigmoid(
     images: jax.Array, kernel: jax.Array, bias: jax.Array, geometry: Geometry
 ) -> jax.Array:
-    """Return sigmoid(`conv` + bias [O]), all in float32."""
+    """Return sigmoid(`conv` + bias [O]), all of the same dtype."""
 
     def bind(*operands: jax.Array) -> jax.Array:
         return forward_sigmoid_p.bind(*operands, geometry=geometry)
@@ -98,7 +133,7 @@ def _primitive(everywhere: Callable, on_cpu: Callable, batched_first: bool = Tru
         first, *rest = operands
         if not batched_first or any(axis is not None for axis in axes[1:]):
             return jax.vmap(partial(everywhere, geometry=geometry), axes)(*operands), 0
-        x = jax.numpy.moveaxis(first, axes[0], 0)
+        x = jnp.moveaxis(first, axes[0], 0)
         folded = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
         y = primitive.bind(folded, *rest, geometry=geometry)
         return y.reshape(*x.shape[:2], *y.shape[1:]), 0
@@ -130,8 +165,9 @@ def _lowering(everywhere: Callable, whole: Callable) -> Callable:
 forward_p = _primitive(xla.forward, select.forward)
 images_gradient_p = _primitive(xla.images_gradient, select.images_gradient)
 kernel_gradient_p = _primitive(xla.kernel_gradient, select.kernel_gradient, batched_first=False)
+forward_bias_p = _primitive(xla.forward_bias, select.forward_bias)
 forward_sigmoid_p = _primitive(xla.forward_sigmoid, select.forward_sigmoid)
-ALL = (forward_p, images_gradient_p, kernel_gradient_p, forward_sigmoid_p)
+ALL = (forward_p, images_gradient_p, kernel_gradient_p, forward_bias_p, forward_sigmoid_p)
 
 # The rules of transposition: from the cotangent of the result, that of each operand.
 ad.defbilinear(
@@ -151,21 +187,34 @@ ad.defbilinear(
 )
 
 
-def _forward_sigmoid_jvp(primals, tangents, *, geometry):
-    """Return y, and y (1 - y) times the tangent of what the sigmoid is taken of."""
-    images, kernel, bias = primals
-    y = conv_sigmoid(images, kernel, bias, geometry)
+def _preactivation_tangent(primals, tangents, geometry, y):
+    """Return the tangent of the convolution + bias, like y."""
+    images, kernel, _ = primals
     parts = [
         lambda dx: conv(dx, kernel, geometry),
         lambda dk: conv(images, dk, geometry),
-        lambda db: jax.numpy.broadcast_to(db, y.shape),
+        lambda db: xla.broadcast_bias(db, y).astype(y.dtype),
     ]
     before = [
         part(tangent)
         for part, tangent in zip(parts, tangents, strict=True)
         if type(tangent) is not ad.Zero
     ]
-    return y, sum(before[1:], start=before[0]) * (y * (1 - y))
+    return sum(before[1:], start=before[0])
 
 
+def _forward_bias_jvp(primals, tangents, *, geometry):
+    images, kernel, bias = primals
+    y = conv_bias(images, kernel, bias, geometry)
+    return y, _preactivation_tangent(primals, tangents, geometry, y)
+
+
+def _forward_sigmoid_jvp(primals, tangents, *, geometry):
+    """Return y, and y (1 - y) times the tangent of what the sigmoid is taken of."""
+    images, kernel, bias = primals
+    y = conv_sigmoid(images, kernel, bias, geometry)
+    return y, _preactivation_tangent(primals, tangents, geometry, y) * (y * (1 - y))
+
+
+ad.primitive_jvps[forward_bias_p] = _forward_bias_jvp
 ad.primitive_jvps[forward_sigmoid_p] = _forward_sigmoid_jvp

@@ -1,7 +1,11 @@
 """Which algorithm computes which pass of a convolution: tables, of which the first match counts.
 
-All passes are in float32, without dilation or groups, and deterministic. `benchmarks/conv.py` has
-the figures behind the tables, shape by shape; the thresholds are in `limits.py`.
+All passes are without dilation or groups, and deterministic. `benchmarks/conv.py` has the figures
+behind the tables, shape by shape; the thresholds are in `limits.py`.
+
+Half precision is computed in float32 and rounded in the end. Where the processor has instructions
+for bfloat16, oneDNN's convolutions and products take it as it is; the sums are float32's in any
+case.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +17,9 @@ from jax import lax
 
 from jaxcnn.ops import xla
 from jaxcnn.ops.cpu import banded, gemm, limits, onednn, probe, winograd
+from jaxcnn.ops.cpu.half import as_bits, from_bits
 from jaxcnn.ops.cpu.limits import Limits
-from jaxcnn.ops.cpu.products import then_sigmoid
+from jaxcnn.ops.cpu.products import product, then_sigmoid
 from jaxcnn.ops.geometry import Geometry
 
 
@@ -27,6 +32,8 @@ class Work(NamedTuple):
         features: of the output.
         geometry: of the convolution.
         is_empty: whether an operand has no numbers.
+        is_half: whether the operands are in half precision.
+        in_bfloat16: whether they are in bfloat16, and oneDNN takes them so.
     """
 
     batch: int
@@ -34,6 +41,8 @@ class Work(NamedTuple):
     features: int
     geometry: Geometry
     is_empty: bool
+    is_half: bool = False
+    in_bfloat16: bool = False
 
     @property
     def multiply_adds(self) -> int:
@@ -46,10 +55,15 @@ class Work(NamedTuple):
         """Of one image, if done by whole blocks of pixels."""
         return banded.work(self.channels, self.features, self.geometry)
 
+    @property
+    def is_product(self) -> bool:
+        """Whether it is a fully connected layer's, in half precision."""
+        return self.is_half and self.geometry.is_product
+
     def suits_winograd(self, limit: Limits) -> bool:
-        """Whether the window is 3 x 3 at stride 1, with enough tiles."""
+        """Whether the window is 3 x 3 at stride 1, with enough tiles, and digits are to spare."""
         window, strides = self.geometry.window, self.geometry.strides
-        if window != (winograd.WINDOW, winograd.WINDOW) or strides != (1, 1):
+        if window != (winograd.WINDOW, winograd.WINDOW) or strides != (1, 1) or self.in_bfloat16:
             return False
         return self.batch * winograd.counts(self.geometry.output)[1] >= limit.winograd_tiles
 
@@ -76,6 +90,25 @@ def otherwise(work: Work, limit: Limits) -> bool:
     return True
 
 
+def _work(
+    pixels: jax.Array, other: jax.Array, channels: int, features: int, geometry: Geometry
+) -> Work:
+    """Return the work of a pass of these two operands, of which the first is images or g."""
+    in_bfloat16 = pixels.dtype == jnp.bfloat16 and probe.bfloat16_available()
+    is_empty, is_half = _is_empty(pixels, other), xla.is_half(pixels)
+    return Work(len(pixels), channels, features, geometry, is_empty, is_half, in_bfloat16)
+
+
+def _compute(
+    table: Sequence[Rule], work: Work, a: jax.Array, b: jax.Array, **options: Any
+) -> jax.Array:
+    """Return a pass by the algorithm that its table chooses; half precision may not be rounded."""
+    algorithm = choose(table, work)
+    if work.is_half and not (work.in_bfloat16 and algorithm in TAKE_BFLOAT16):
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    return algorithm(a, b, work.geometry, **options)
+
+
 def forward(
     images: jax.Array,
     kernel: jax.Array,
@@ -88,8 +121,25 @@ def forward(
     takes no extra pass over memory.
     """
     _, _, channels, features = kernel.shape
-    work = Work(len(images), channels, features, geometry, _is_empty(images, kernel))
-    return choose(FORWARD, work)(images, kernel, geometry, sigmoid_bias)
+    work = _work(images, kernel, channels, features, geometry)
+    if sigmoid_bias is not None and work.is_half:
+        sigmoid_bias = sigmoid_bias.astype(jnp.float32)
+    y = _compute(FORWARD, work, images, kernel, sigmoid_bias=sigmoid_bias)
+    return y.astype(images.dtype)
+
+
+def forward_bias(
+    images: jax.Array, kernel: jax.Array, bias: jax.Array, geometry: Geometry
+) -> jax.Array:
+    """Return the convolution + bias [O]; see `forward`. By oneDNN in bfloat16, in one pass."""
+    _, _, channels, features = kernel.shape
+    work = _work(images, kernel, channels, features, geometry)
+    if work.in_bfloat16 and choose(FORWARD, work) is _direct:
+        (p, q) = geometry.padding
+        padding = ((p, p), (q, q))
+        return onednn.conv(images, kernel, geometry.strides, padding, bias=bias)
+    y = _compute(FORWARD, work, images, kernel)
+    return xla.add_bias(y, bias.astype(y.dtype)).astype(images.dtype)
 
 
 def forward_sigmoid(
@@ -108,8 +158,8 @@ def images_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.
             with s i + a - p = u and t j + b - q = v
     """
     _, _, channels, features = kernel.shape
-    work = Work(len(g), channels, features, geometry, _is_empty(g, kernel))
-    return choose(IMAGES_GRADIENT, work)(g, kernel, geometry)
+    work = _work(g, kernel, channels, features, geometry)
+    return _compute(IMAGES_GRADIENT, work, g, kernel).astype(g.dtype)
 
 
 def kernel_gradient(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
@@ -117,8 +167,8 @@ def kernel_gradient(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.
 
     dk[a, b] = sum over n, i, j of x[n, s i + a - p, t j + b - q] g[n, i, j]^T
     """
-    work = Work(len(images), images.shape[3], g.shape[3], geometry, _is_empty(images, g))
-    return choose(KERNEL_GRADIENT, work)(images, g, geometry)
+    work = _work(images, g, images.shape[3], g.shape[3], geometry)
+    return _compute(KERNEL_GRADIENT, work, images, g).astype(g.dtype)
 
 
 def _is_empty(*arrays: jax.Array) -> bool:
@@ -126,17 +176,45 @@ def _is_empty(*arrays: jax.Array) -> bool:
 
 
 def _xla_forward(
-    images: jax.Array, kernel: jax.Array, geometry: Geometry, sigmoid_bias: jax.Array | None
+    images: jax.Array,
+    kernel: jax.Array,
+    geometry: Geometry,
+    sigmoid_bias: jax.Array | None = None,
 ) -> jax.Array:
     return then_sigmoid(xla.forward(images, kernel, geometry), sigmoid_bias)
 
 
 def _direct(
-    images: jax.Array, kernel: jax.Array, geometry: Geometry, sigmoid_bias: jax.Array | None
+    images: jax.Array,
+    kernel: jax.Array,
+    geometry: Geometry,
+    sigmoid_bias: jax.Array | None = None,
 ) -> jax.Array:
     (p, q) = geometry.padding
     padding = ((p, p), (q, q))
-    return _conv(images, kernel, geometry.strides, padding, sigmoid_bias=sigmoid_bias)
+    if sigmoid_bias is None or not xla.is_half(images):
+        return _conv(images, kernel, geometry.strides, padding, sigmoid_bias=sigmoid_bias)
+    y = _conv(images, kernel, geometry.strides, padding)
+    return then_sigmoid(y.astype(jnp.float32), sigmoid_bias)
+
+
+def _product(
+    images: jax.Array,
+    kernel: jax.Array,
+    geometry: Geometry,
+    sigmoid_bias: jax.Array | None = None,
+) -> jax.Array:
+    """Return the convolution of single pixels with a kernel of one."""
+    _, _, channels, features = kernel.shape
+    y = product(images.reshape(-1, channels), kernel[0, 0], sigmoid_bias=sigmoid_bias)
+    return y.reshape(len(images), 1, 1, features)
+
+
+def _product_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return the images gradient of `_product`."""
+    _, _, channels, features = kernel.shape
+    dx = product(g.reshape(-1, features), kernel[0, 0], transpose_b=True)
+    return dx.reshape(len(g), 1, 1, channels)
 
 
 def _conv(
@@ -151,7 +229,8 @@ def _conv(
     height, width = (n + sum(pad) for n, pad in zip(images.shape[1:3], padding, strict=True))
     kh, kw, channels, features = kernel.shape
     geometry = Geometry((height, width), (kh, kw), strides, (0, 0))
-    work = Work(len(images), channels, features, geometry, is_empty=False)
+    is_half = xla.is_half(images)  # which oneDNN takes, if it comes here
+    work = Work(len(images), channels, features, geometry, False, is_half, is_half)
     options: dict[str, Any] = {"transpose_kernel": transpose_kernel, "sigmoid_bias": sigmoid_bias}
     algorithm = choose(CONV, work)
     if algorithm is onednn.conv:
@@ -169,9 +248,10 @@ def _by_kinds_of_pixel(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> j
     kinds = [[_kind_of_pixel(g, kernel, geometry, (i, j)) for j in range(t)] for i in range(s)]
     if s == t == 1:
         return kinds[0][0]
-    dx = jnp.stack([jnp.stack(row, axis=3) for row in kinds], axis=2)  # [N, H / s, s, W / t, t, I]
-    dx = dx.reshape(len(g), s * dx.shape[1], t * dx.shape[3], kernel.shape[2])
-    return dx[:, :height, :width]
+    rows = [jnp.stack([as_bits(kind) for kind in row], axis=3) for row in kinds]
+    dx = jnp.stack(rows, axis=2)  # [N, H / s, s, W / t, t, I]
+    dx = dx.reshape(len(g), s * dx.shape[1], t * dx.shape[3], dx.shape[-1])
+    return from_bits(dx[:, :height, :width], g.dtype)
 
 
 def _kind_of_pixel(
@@ -204,6 +284,7 @@ def _kind_of_pixel(
 
 FORWARD = (
     Rule(_xla_forward, lambda work, limit: work.is_empty),
+    Rule(_product, lambda work, limit: work.is_product),
     Rule(
         banded.forward,
         lambda work, limit: work.channels == 1 and work.banded_work < limit.banded_work,
@@ -231,7 +312,9 @@ CONV = (  # within the forward pass and the images gradient
 )
 
 IMAGES_GRADIENT = (
-    Rule(xla.images_gradient, lambda work, limit: work.is_empty or not probe.available()),
+    Rule(xla.images_gradient, lambda work, limit: work.is_empty),
+    Rule(_product_gradient, lambda work, limit: work.is_product),
+    Rule(xla.images_gradient, lambda work, limit: not probe.available()),
     Rule(
         banded.images_gradient,
         lambda work, limit: work.channels < limit.lanes and work.banded_work < limit.banded_work,
@@ -265,4 +348,17 @@ KERNEL_GRADIENT = (
         ),
     ),
     Rule(gemm.by_row, otherwise),
+)
+
+# The algorithms that take bfloat16 as it is, where oneDNN does.
+TAKE_BFLOAT16 = (
+    banded.forward,
+    banded.images_gradient,
+    banded.kernel_gradient,
+    _direct,
+    _by_kinds_of_pixel,
+    _product,
+    _product_gradient,
+    gemm.shifted,
+    gemm.by_row,
 )

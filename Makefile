@@ -35,10 +35,15 @@ test-torch:
 	.venv-torch/bin/python -m pytest -m torch -s
 
 # All figures of speed, against PyTorch, into README.md and docs/performance.md: half an hour to three
-# quarters on two cores that nothing else uses.
+# quarters on two cores that nothing else uses; as long again for bfloat16, if the processor has it.
 bench: data
 	$(MAKE) VENV=.venv-torch .venv-torch/torch
 	.venv-torch/bin/python benchmarks/train_step.py --sides xla torch
+	if .venv-torch/bin/python -m jaxcnn info | grep -q 'in bfloat16'; then \
+	  .venv-torch/bin/python benchmarks/train_step.py --nets lenet_modern resnet18 vgg \
+	    --dtypes bfloat16 --sides xla torch --output benchmarks/results/bfloat16.json && \
+	  .venv-torch/bin/python benchmarks/gradients.py; \
+	fi
 	.venv-torch/bin/python benchmarks/conv.py
 	.venv-torch/bin/python benchmarks/epoch.py
 	.venv-torch/bin/python benchmarks/startup.py

@@ -76,6 +76,13 @@ def size(name: str) -> dict[str, Any]:
     }
 
 
+def device() -> str:
+    """Return the kind of device that train.py takes, asked in a process that leaves it again."""
+    code = "import jax; print(jax.devices()[0].device_kind)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return done.stdout.splitlines()[-1]
+
+
 def main() -> None:
     """Run, print and record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -96,7 +103,8 @@ def main() -> None:
     accuracies = [run["tested"]["test_accuracy"] for run in runs]
     print(f"mean {statistics.mean(accuracies):.4f}")
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    record = {"settings": settings, "tunables": tunables, **size(options.name), "runs": runs}
+    record = {"device": device(), "settings": settings, "tunables": tunables}
+    record |= {**size(options.name), "runs": runs}
     path = ROOT / "benchmarks" / "results" / f"recipe-{title}.json"
     write_record(path, shows=False, **record)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PICTURE = RESULTS / "train_step.png"
+PICTURES = ("train_step", "bfloat16")  # records that are drawn
 IMAGES = ROOT / "docs" / "images"
 PRETRAINED = ROOT / "jaxcnn" / "pretrained"
 BEGIN, END = "<!-- {}: written by benchmarks/report.py -->", "<!-- as far as here -->"
@@ -37,8 +37,13 @@ NAMES = {
     "small_best": "SmallNetBest, 28 px",
 }
 SOURCES = {"d2l": "d2l's", "torchvision": "torchvision's", "own": "the same layers"}
-COLORS = {"jaxcnn": "#3366aa", "torch": "#cc5522", "xla": "#999999"}
-LABELS = {"jaxcnn": "jaxcnn", "torch": "PyTorch", "xla": "jaxcnn with XLA's own convolutions"}
+COLORS = {"jaxcnn": "#3366aa", "float32": "#88aacc", "torch": "#cc5522", "xla": "#999999"}
+LABELS = {
+    "jaxcnn": "jaxcnn",
+    "float32": "in float32",
+    "torch": "PyTorch",
+    "xla": "jaxcnn with XLA's own convolutions",
+}
 
 
 def load(name: str) -> dict[str, Any]:
@@ -101,6 +106,45 @@ def step_rows() -> list[str]:
             f"{spread(xla['ratio']) if xla else ''} | {megabytes} |"
         )
     return rows
+
+
+def bfloat16() -> str:
+    """Return the table of training steps in bfloat16 on a CPU that has instructions for it."""
+    record = load("bfloat16")
+    rows = [
+        "| network | allocator | ms a step | float32's time / bfloat16's | PyTorch's time / ours | "
+        "XLA's time / ours |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in record["results"]:
+        sides = result["sides"]
+        ratios = [
+            spread(sides[name]["ratio"]) if name in sides else ""
+            for name in ("float32", "torch", "xla")
+        ]
+        rows.append(
+            f"| {NAMES[result['net']]} | {result['allocator']} | "
+            f"{milliseconds(sides['jaxcnn'])} | {' | '.join(ratios)} |"
+        )
+    machine = record["machine"]
+    text = (
+        f"Measured on {machine['date']} on two cores each of an {machine['processor']} with jax "
+        f"{machine['jax']}: medians, and the range over the rounds."
+    )
+    picture = "![time of a step in bfloat16](../benchmarks/results/bfloat16.png)"
+    return "\n".join([*rows, "", picture, "", *textwrap.wrap(text, 100)])
+
+
+def gradients() -> str:
+    """Return the table of the errors of gradients in bfloat16: a row per network."""
+    rows = [
+        "| network | pixels | float32 | bfloat16 | XLA's bfloat16 | PyTorch's |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, each in load("gradients")["results"].items():
+        errors = " | ".join(f"{each[x]:.0e}" for x in ("float32", "bfloat16", "xla", "torch"))
+        rows.append(f"| {NAMES[name].split(',')[0]} | {each['image_size']} | {errors} |")
+    return "\n".join(rows)
 
 
 def inference() -> list[str]:
@@ -252,16 +296,23 @@ def _search_on_cpu() -> list[str]:
     return [*rows, "", *textwrap.wrap(text, 110)]
 
 
+def recipe_records() -> dict[str, dict[str, Any]]:
+    """Return what `benchmarks/recipes.py` recorded, by title."""
+    paths = sorted(RESULTS.glob("recipe-*.json"), key=lambda path: path.stem)
+    return {path.stem.removeprefix("recipe-"): load(path.stem) for path in paths}
+
+
 def recipes() -> str:
-    """Return the table of the recipes: a row for each, over its seeds."""
+    """Return the table of the recipes on a CPU: a row for each, over its seeds."""
     rows = [
         "| recipe | parameters | million multiply-adds | epochs | minutes | test accuracy | "
         "seeds |",
         "|---|---|---|---|---|---|---|",
     ]
     others, machines = [], []
-    for path in sorted(RESULTS.glob("recipe-*.json"), key=lambda path: path.stem):
-        record, title = load(path.stem), path.stem.removeprefix("recipe-")
+    for title, record in recipe_records().items():
+        if record.get("device", "cpu") != "cpu":
+            continue
         runs = record["runs"]
         minutes = sorted(run["seconds"] / 60 for run in runs)
         accuracies = sorted(run["tested"]["test_accuracy"] for run in runs)
@@ -282,6 +333,52 @@ def recipes() -> str:
     return "\n".join(
         [*rows, "", *textwrap.wrap(" ".join([*text, *others, *dict.fromkeys(machines)]), 110)]
     )
+
+
+def recipes_on_gpu() -> str:
+    """Return the table of the recipes on a GPU: a row for each run."""
+    rows = [
+        "| recipe | seed | epochs | training, s | compiling, s | the whole process, s | "
+        "test accuracy |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    others, machines = [], []
+    for title, record in recipe_records().items():
+        if record.get("device", "cpu") == "cpu":
+            continue
+        name = title.removesuffix("-gpu")
+        for run in record["runs"]:
+            trained, compiled = (
+                sum(row[f"{key}_seconds"] for row in run["epochs"]) for key in ("train", "compile")
+            )
+            took = f"{run['seconds']:.0f}" if run["is_of_one_process"] else ""
+            rows.append(
+                f"| {name} | {run['seed']} | {len(run['epochs'])} | {trained:.1f} | "
+                f"{compiled:.0f} | {took} | {run['tested']['test_accuracy']:.4f} |"
+            )
+        machine = record["machine"]
+        machines.append(
+            f"Measured on {machine['date']} on one {record['device']} with jax {machine['jax']}."
+        )
+        if record["settings"]:
+            others.append(f"`{name}` is with `{' '.join(record['settings'])}`.")
+    text = " ".join([*dict.fromkeys(machines), *others])
+    return "\n".join([*rows, "", *textwrap.wrap(text, 110)])
+
+
+def best_curve() -> str:
+    """Return the table of the epochs of `best` that were evaluated."""
+    rows = [
+        "| epoch | training accuracy | accuracy on the 2,000 held-out images |",
+        "|---|---|---|",
+    ]
+    for row in load("recipe-best-gpu")["runs"][0]["epochs"]:
+        if "validation_accuracy" in row:
+            rows.append(
+                f"| {row['epoch']} | {row['train_accuracy']:.4f} | "
+                f"{row['validation_accuracy']:.4f} |"
+            )
+    return "\n".join(rows)
 
 
 def ablation() -> str:
@@ -349,7 +446,7 @@ def details() -> str:
     lines = [
         *step_rows(),
         "",
-        f"![time of a step]({Path('..') / PICTURE.relative_to(ROOT)})",
+        "![time of a step](../benchmarks/results/train_step.png)",
         "",
         *textwrap.wrap(
             f"A whole LeNet epoch with its data takes {epoch['jaxcnn']['seconds']['median']:.1f} "
@@ -456,11 +553,19 @@ def parities() -> str:
 # What is written into each document, by the name in its comment.
 DOCUMENTS = {
     ROOT / "README.md": {"accuracy": accuracies, "speed": summary},
-    ROOT / "docs" / "performance.md": {"speed": details, "memory": memory, "gpu": gpu},
+    ROOT / "docs" / "performance.md": {
+        "speed": details,
+        "bfloat16": bfloat16,
+        "gradients": gradients,
+        "memory": memory,
+        "gpu": gpu,
+    },
     ROOT / "docs" / "scaling.md": {"tpu": tpu},
     ROOT / "docs" / "distributed.md": {"devices": devices},
     ROOT / "docs" / "recipes.md": {
         "recipes": recipes,
+        "gpu": recipes_on_gpu,
+        "best": best_curve,
         "pretrained": pretrained,
         "ablation": ablation,
         "search": search,
@@ -480,38 +585,41 @@ def render(document: Path) -> str:
     return text
 
 
-def draw(path: Path) -> None:
-    """Draw the times of a step, relative to ours."""
+def draw(path: Path, name: str) -> None:
+    """Draw the times of a step in a record, relative to ours."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
-    results = load("train_step")["results"]
+    results = load(name)["results"]
     axes = figure.subplots()
-    for i, side in enumerate(COLORS):
+    sides = [side for side in COLORS if any(side in result["sides"] for result in results)]
+    width = 0.8 / len(sides)
+    for i, side in enumerate(sides):
         one = {"median": 1.0, "min": 1.0, "max": 1.0}
         groups = [group for group, r in enumerate(results) if side in r["sides"]]
-        if not groups:
-            continue
         ratios = [results[group]["sides"][side].get("ratio", one) for group in groups]
         medians = [ratio["median"] for ratio in ratios]
         errors = [
             [ratio["median"] - ratio["min"] for ratio in ratios],
             [ratio["max"] - ratio["median"] for ratio in ratios],
         ]
-        places = [group + 0.27 * (i - 1) for group in groups]
-        axes.bar(places, medians, 0.25, yerr=errors, color=COLORS[side], label=LABELS[side])
-    names = [f"{NAMES[r['net']].split(',')[0]}\n{r['allocator']} allocator" for r in results]
+        places = [group + width * (i - (len(sides) - 1) / 2) for group in groups]
+        axes.bar(places, medians, 0.92 * width, yerr=errors, color=COLORS[side], label=LABELS[side])
+    names = [
+        textwrap.fill(NAMES[r["net"]].split(",")[0], 16) + f"\n{r['allocator']} allocator"
+        for r in results
+    ]
     axes.set_xticks(range(len(results)), names, fontsize=8)
     axes.axhline(1, color="black", linewidth=0.6)
     axes.set_ylabel("time of a step / ours")
     axes.margins(y=0.2)
-    axes.legend(frameon=False, fontsize=8, ncols=len(COLORS), loc="upper left")
+    axes.legend(frameon=False, fontsize=8, ncols=len(sides), loc="upper left")
     figure.savefig(path, dpi=120)
 
 
-def draw_curves(path: Path, runs: list[dict[str, Any]]) -> None:
+def draw_curves(path: Path, runs: list[dict[str, Any]], held_out: str = "test") -> None:
     """Draw the accuracies of a model by epoch, small enough for a row of a table."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -519,10 +627,11 @@ def draw_curves(path: Path, runs: list[dict[str, Any]]) -> None:
     figure = Figure(figsize=(2.4, 0.9), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for split, color in (("train", COLORS["jaxcnn"]), ("test", COLORS["torch"])):
+    for split, color in (("train", COLORS["jaxcnn"]), (held_out, COLORS["torch"])):
         for run in runs:
-            numbers = [row["epoch"] for row in run["epochs"]]
-            values = [row[f"{split}_accuracy"] for row in run["epochs"]]
+            rows = [row for row in run["epochs"] if f"{split}_accuracy" in row]
+            numbers = [row["epoch"] for row in rows]
+            values = [row[f"{split}_accuracy"] for row in rows]
             axes.plot(numbers, values, color=color, linewidth=1)
     axes.tick_params(labelsize=6, length=2)
     axes.set_xticks(sorted({1, len(runs[0]["epochs"])}))
@@ -534,10 +643,12 @@ def main() -> None:
     """Write all of them."""
     for document in DOCUMENTS:
         document.write_text(render(document))
-    draw(PICTURE)
+    for name in PICTURES:
+        draw(RESULTS / f"{name}.png", name)
     IMAGES.mkdir(exist_ok=True)
     for name, runs in trained().items():
         draw_curves(IMAGES / f"curves-{name}.png", runs)
+    draw_curves(IMAGES / "curves-best.png", load("recipe-best-gpu")["runs"], "validation")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """The time of a training step, against PyTorch's and against plain XLA's convolution.
 
 python benchmarks/train_step.py [--nets lenet ...] [--sides xla torch] [--allocators plain tuned]
+    [--dtypes float32 bfloat16]
 
-Batches of 128 random images in float32, plain gradient descent. A time is that of a step among
-several, as a trainer takes them. As in `train.py`, one call of ours takes many steps where that is
-fast, and the next call is made before one ends. The sides take turns, round after round; PyTorch
-runs in the memory format (contiguous or channels_last) in which it was faster in two trials.
+Batches of 128 random images, plain gradient descent. In bfloat16, PyTorch runs under autocast, and
+ours in float32 is a side, too. A time is that of a step among several, as a trainer takes them. As
+in `train.py`, one call of ours takes many steps where that is fast, and the next call is made
+before one ends. The sides take turns, round after round; PyTorch runs in the memory format
+(contiguous or channels_last) in which it was faster in two trials.
 'ratio' is the other side's time over ours within one round. 'others' is the share of the processors
 that other processes took meanwhile: above a few percent, measure again. 'of product' is the rate in
 GFLOP/s over that of one large matrix product, measured in the same round. Prints a table, writes
@@ -15,6 +17,7 @@ measured. Plain XLA is measured with the plain allocator only.
 
 import argparse
 import functools
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -92,7 +95,7 @@ def jaxcnn_steps(model: Any, size: int, batch: int) -> tuple[Any, dict[str, Any]
     return take, facts
 
 
-def torch_steps(net: str, size: int, batch: int) -> tuple[Any, dict[str, Any]]:
+def torch_steps(net: str, size: int, batch: int, dtype: str) -> tuple[Any, dict[str, Any]]:
     """Return a call that takes a number of PyTorch's steps, in its faster memory format."""
     sys.path.insert(0, str(ROOT / "tests"))
     import torch
@@ -114,10 +117,14 @@ def torch_steps(net: str, size: int, batch: int) -> tuple[Any, dict[str, Any]]:
         labels = torch.randint(0, 10, (batch,))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 
+        def loss() -> torch.Tensor:
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+                return torch.nn.functional.cross_entropy(model(images), labels)
+
         def take(count: int) -> None:
             for _ in range(count):
                 optimizer.zero_grad(set_to_none=True)
-                torch.nn.functional.cross_entropy(model(images), labels).backward()
+                loss().backward()
                 optimizer.step()
 
         take(1)
@@ -160,12 +167,17 @@ def answer_jobs(side: str) -> None:
             return {"gigaflops": 2e-9 * PRODUCT**3 / seconds(product(), at_least=0.2)}
         if net not in steps:  # only one net at a time stays in memory
             steps.clear()
+            size, batch = job["size"], job["batch"]
             if side == "torch":
-                steps[net], facts = torch_steps(net, job["size"], job["batch"])
+                steps[net], facts = torch_steps(net, size, batch, job["dtype"])
             else:
+                import jax.numpy as jnp
+
                 from jaxcnn.models import create_model
 
-                steps[net], facts = jaxcnn_steps(create_model(net), job["size"], job["batch"])
+                dtype = "float32" if side == "float32" else job["dtype"]
+                model = create_model(net, dtype=jnp.dtype(dtype))
+                steps[net], facts = jaxcnn_steps(model, size, batch)
             steps[net](1)
             return facts
         return {"seconds": seconds_per_step(steps[net], job["at_least"])}
@@ -173,11 +185,14 @@ def answer_jobs(side: str) -> None:
     serve(answer)
 
 
-def measure(net: str, allocator: str, names: list[str], options: Any) -> dict[str, Any]:
-    """Return the times of a net under one setting of the allocator."""
+def measure(net: str, allocator: str, dtype: str, names: list[str], options: Any) -> dict[str, Any]:
+    """Return the times of a net in a dtype under one setting of the allocator."""
     if allocator != "plain":  # plain XLA would keep too much memory
         names = [name for name in names if name != "xla"]
+    if dtype != "float32":
+        names = [*names, "float32"]
     job = {"net": net, "size": NETS[net], "batch": options.batch, "at_least": options.seconds}
+    job |= {"dtype": dtype}
     with ExitStack() as stack:
         sides = [stack.enter_context(Side(name, allocator)) for name in names]
         facts = {side.name: side.ask(job) for side in sides}
@@ -190,7 +205,8 @@ def measure(net: str, allocator: str, names: list[str], options: Any) -> dict[st
                 answer = side.ask(job)
                 times[side.name].append(answer["seconds"])
                 others[side.name].append(answer["others"])
-    result = {"net": net, "allocator": allocator, "batch": options.batch, "sides": {}}
+    result = {key: job[key] for key in ("net", "dtype", "batch")}
+    result |= {"allocator": allocator, "sides": {}}
     result["product_gigaflops"] = summary(products)
     for name in names:
         gigaflop = facts["jaxcnn"]["gigaflop"]
@@ -211,7 +227,8 @@ def row(result: dict[str, Any], name: str) -> str:
     side, ours = result["sides"][name], result["sides"]["jaxcnn"]
     times, ratio = side["seconds"], side.get("ratio")
     return (
-        f"{result['net']:12}  {result['allocator']:9}  {name:6}  {1e3 * times['median']:8.1f}  "
+        f"{result['net']:12}  {result['dtype']:8}  {result['allocator']:9}  {name:7}  "
+        f"{1e3 * times['median']:8.1f}  "
         f"{1e3 * times['min']:7.1f} to {1e3 * times['max']:7.1f}  "
         f"{100 * side['others']['median']:8.0f}  {result['batch'] / times['median']:8,.0f}  "
         f"{ours['gigaflop'] / times['median']:7.1f}  {side['of_product']['median']:10.2f}  "
@@ -225,6 +242,7 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+", default=["lenet", "resnet18", "vgg"], choices=NETS)
     parser.add_argument("--sides", nargs="+", choices=["xla", "torch"], default=["torch"])
     parser.add_argument("--allocators", nargs="+", default=["plain", "tuned"], choices=ALLOCATORS)
+    parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="per side and round, at least")
@@ -235,22 +253,19 @@ def main() -> None:
         answer_jobs(options.side)
         return
     names = ["jaxcnn", *(name for name in options.sides if name != "torch" or has_torch())]
-    header = "net           allocator  side     ms/step  least to most     others %  images/s  "
-    print(header + "GFLOP/s  of product  ratio (least to most)", flush=True)
+    header = "net           dtype     allocator  side      ms/step  least to most     others %  "
+    print(header + "images/s  GFLOP/s  of product  ratio (least to most)", flush=True)
     results: list[dict[str, Any]] = []
     try:
-        for net in options.nets:
-            for allocator in options.allocators:
-                results.append(measure(net, allocator, names, options))
-                print(
-                    *(row(results[-1], name) for name in results[-1]["sides"]), sep="\n", flush=True
-                )
-                ours = results[-1]["sides"]["jaxcnn"]
-                print(
-                    f"{'':12}  jaxcnn compiled in {ours['compile_seconds']:.1f} s and takes "
-                    f"{ours['temporary_megabytes']:,.0f} MB of temporary memory",
-                    flush=True,
-                )
+        for case in itertools.product(options.nets, options.allocators, options.dtypes):
+            results.append(measure(*case, names, options))
+            print(*(row(results[-1], name) for name in results[-1]["sides"]), sep="\n", flush=True)
+            ours = results[-1]["sides"]["jaxcnn"]
+            print(
+                f"{'':12}  jaxcnn compiled in {ours['compile_seconds']:.1f} s and takes "
+                f"{ours['temporary_megabytes']:,.0f} MB of temporary memory",
+                flush=True,
+            )
     finally:  # a side may end, for want of memory for one
         write_record(options.output, results=results)
 

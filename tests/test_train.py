@@ -605,7 +605,7 @@ def test_a_merged_batch_is_shared_by_devices_and_may_be_the_only_one():
         (XlasConvolution(), {}, 1),
         (XlasConvolution(), {"steps_per_call": 7}, 7),
         (None, {"implementation": "xla"}, 1),
-        (None, {"dtype": "bfloat16"}, 1),
+        (None, {"dtype": "bfloat16"}, 50),
         (None, {"num_devices": 2}, 50),
         (None, {"num_devices": 2, "data_parallel": "jit"}, 1),
     ],

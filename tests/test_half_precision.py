@@ -112,13 +112,13 @@ def test_bfloat16_by_onednn_matches_float64(shape, name, monkeypatch):
 def test_sums_of_bfloat16_are_float32s(setting, monkeypatch):
     """In bfloat16, 256 + 1 is 256."""
     monkeypatch.setattr(limits, "CURRENT", SETTINGS[setting]._replace(chunk_bytes=1))
-    geometry = Geometry((4, 4), (3, 3), (1, 1), (0, 0))
-    x, g = jnp.ones((300, 4, 4, 36), jnp.bfloat16), jnp.ones((300, 2, 2, 301), jnp.bfloat16)
-    k = jnp.ones((3, 3, 36, 301), jnp.bfloat16)
-    assert (select.kernel_gradient(x, g, geometry) == 1200).all()
+    geometry = Geometry((5, 5), (3, 3), (1, 1), (0, 0))
+    x, g = jnp.ones((300, 5, 5, 36), jnp.bfloat16), jnp.ones((300, 3, 3, 303), jnp.bfloat16)
+    k = jnp.ones((3, 3, 36, 303), jnp.bfloat16)
+    assert (select.kernel_gradient(x, g, geometry) == jnp.bfloat16(2700)).all()
     assert (select.forward(x, k, geometry) == 324).all()
-    in_the_middle = select.images_gradient(g, k, geometry)[:, 1:3, 1:3]
-    assert (in_the_middle == jnp.bfloat16(4 * 301)).all()  # 301 itself would be 302
+    in_the_middle = select.images_gradient(g, k, geometry)[:, 2, 2]
+    assert (in_the_middle == jnp.bfloat16(9 * 303)).all()  # of which each 303 would be 304
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

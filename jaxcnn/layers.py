@@ -422,8 +422,9 @@ def image_by_image(call: Callable[[Any, jax.Array], jax.Array]) -> Callable:
             y = function(images, unbound.clone(dtype=jnp.float32))
             return jax.tree.map(lambda y, like: y.astype(like.dtype), y, like)
 
-        fields = {field.name: field for field in dataclasses.fields(module)}
-        is_half = "dtype" in fields and module.dtype in (jnp.bfloat16, jnp.float16)
+        has_dtype = "dtype" in {field.name for field in dataclasses.fields(module)}
+        dtype = module.dtype if has_dtype else None
+        is_half = dtype is not None and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
         in_chunks = wider if is_half else None
         return map_images(function, images, module.implementation, in_chunks)
 

@@ -202,6 +202,22 @@ def test_no_convolution_is_in_a_loop_where_it_would_be_slow(monkeypatch):
     assert loops(SMALL_VGG, variables, images) == 0
 
 
+@on_cpu_with_onednn
+@pytest.mark.parametrize("dtype", ["bfloat16", jnp.bfloat16, jnp.float16])
+def test_half_precision_is_float32_within_chunks(dtype, monkeypatch):
+    """In the caches it saves nothing; on the whole batch each layer rounds."""
+    block = VGGBlock(2, 8)
+    images = jnp.asarray(np.random.default_rng(0).random((6, 12, 9, 1), np.float32))
+    variables = block.init(jax.random.key(0), images)
+    compute = jax.jit(lambda images: block.clone(dtype=dtype).apply(variables, images))
+    expected = jax.jit(block.apply)(variables, images).astype(dtype)
+    assert (compute(images) != expected).any()
+    jax.clear_caches()
+    by_two(monkeypatch, 4 * 12 * 9 * 8)
+    assert compute(images).dtype == dtype
+    np.testing.assert_array_equal(*(x.astype(jnp.float32) for x in (compute(images), expected)))
+
+
 def test_what_is_captured_in_vgg_is_of_the_whole_batch(monkeypatch):
     by_two(monkeypatch, MAP_BYTES)
     images = jnp.ones((6, 12, 9, 1))

@@ -57,12 +57,7 @@ def conv2d(
 
 def conv(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """Convolve images [N, H, W, I] with a kernel [kh, kw, I, O] of the same dtype."""
-
-    def bind(*operands: jax.Array) -> jax.Array:
-        return forward_p.bind(*operands, geometry=geometry)
-
-    like = partial(xla.forward, geometry=geometry)
-    return on_explicit_mesh(bind, like)(*vary_alike(images, kernel))
+    return _bind(forward_p, xla.forward, geometry, images, kernel)
 
 
 def dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -87,24 +82,22 @@ def conv_bias(
     images: jax.Array, kernel: jax.Array, bias: jax.Array, geometry: Geometry
 ) -> jax.Array:
     """Return `conv` + bias [O], all of the same dtype."""
-
-    def bind(*operands: jax.Array) -> jax.Array:
-        return forward_bias_p.bind(*operands, geometry=geometry)
-
-    like = partial(xla.forward_bias, geometry=geometry)
-    return on_explicit_mesh(bind, like)(*vary_alike(images, kernel, bias))
+    return _bind(forward_bias_p, xla.forward_bias, geometry, images, kernel, bias)
 
 
 def conv_sigmoid(
     images: jax.Array, kernel: jax.Array, bias: jax.Array, geometry: Geometry
 ) -> jax.Array:
     """Return sigmoid(`conv` + bias [O]), all of the same dtype."""
+    return _bind(forward_sigmoid_p, xla.forward_sigmoid, geometry, images, kernel, bias)
 
-    def bind(*operands: jax.Array) -> jax.Array:
-        return forward_sigmoid_p.bind(*operands, geometry=geometry)
 
-    like = partial(xla.forward_sigmoid, geometry=geometry)
-    return on_explicit_mesh(bind, like)(*vary_alike(images, kernel, bias))
+def _bind(
+    primitive: Primitive, everywhere: Callable, geometry: Geometry, *operands: jax.Array
+) -> jax.Array:
+    """Apply a primitive, which computes what `everywhere` does, on any mesh."""
+    function, like = (partial(f, geometry=geometry) for f in (primitive.bind, everywhere))
+    return on_explicit_mesh(function, like)(*vary_alike(*operands))
 
 
 def _primitive(everywhere: Callable, on_cpu: Callable, batched_first: bool = True) -> Primitive:

@@ -418,9 +418,7 @@ def image_by_image(call: Callable[[Any, jax.Array], jax.Array]) -> Callable:
                 _is_mapped.reset(token)
 
         def wider(images: jax.Array) -> Any:
-            like = jax.eval_shape(function, images)
-            y = function(images, unbound.clone(dtype=jnp.float32))
-            return jax.tree.map(lambda y, like: y.astype(like.dtype), y, like)
+            return function(images, unbound.clone(dtype=jnp.float32))
 
         has_dtype = "dtype" in {field.name for field in dataclasses.fields(module)}
         dtype = module.dtype if has_dtype else None

@@ -79,7 +79,8 @@ def remat_in_chunks(
     Args:
         function: from [N, ...] to [N, ...], of each image by itself.
         images: [N, H, W, C].
-        in_chunks: what to compute of a chunk instead, equal up to rounding.
+        in_chunks: what to compute of a chunk instead, equal up to rounding; perhaps of a wider
+            dtype, in which the chunks are then put together.
 
     >>> remat_in_chunks(lambda x: jnp.repeat(x, 16, axis=3), jnp.zeros((4, 512, 512, 1))).shape
     (4, 512, 512, 16)
@@ -90,11 +91,12 @@ def remat_in_chunks(
     size = _chunk_size(of_chunk, images)
     if size >= len(images):
         return function(images)
+    dtype = jax.eval_shape(function, images).dtype
 
     def on_cpu(images: jax.Array) -> jax.Array:
         chunks = images.reshape(len(images) // size, size, *images.shape[1:])
         y = lax.map(jax.checkpoint(of_chunk), chunks)
-        return y.reshape(len(images), *y.shape[2:])
+        return y.reshape(len(images), *y.shape[2:]).astype(dtype)
 
     return cpu_or_default(images, cpu=on_cpu, default=function)
 

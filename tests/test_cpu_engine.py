@@ -71,6 +71,7 @@ SETTINGS = {
     ),
     "shifted": ALWAYS._replace(winograd_channels=NEVER),
     "by row": ALWAYS._replace(winograd_channels=NEVER, shifted_channels=NEVER),
+    "columns": ALWAYS._replace(columns_work=0),  # in bfloat16
 }
 
 
@@ -129,6 +130,7 @@ def test_every_algorithm_matches_float64(shape, monkeypatch):
 def test_the_settings_reach_every_algorithm(monkeypatch):
     """So that no row of the tables goes without the test above."""
     monkeypatch.setattr(probe, "available", lambda: True)
+    monkeypatch.setattr(probe, "bfloat16_available", lambda: True)
     tables = (select.FORWARD, select.CONV, select.IMAGES_GRADIENT, select.KERNEL_GRADIENT)
     chosen, choose = set(), select.choose
 
@@ -138,7 +140,7 @@ def test_the_settings_reach_every_algorithm(monkeypatch):
         return algorithm
 
     monkeypatch.setattr(select, "choose", remember)
-    dtypes = jnp.float32, jnp.float16
+    dtypes = jnp.float32, jnp.float16, jnp.bfloat16
     for shape, setting, dtype in itertools.product(SHAPES, SETTINGS.values(), dtypes):
         monkeypatch.setattr(limits, "CURRENT", setting)
         n, size, i, o, window, strides, padding = shape

@@ -95,9 +95,9 @@ def native(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", ["as chosen", "banded", "shifted", "by row"])
+@pytest.mark.parametrize("name", ["as chosen", "banded", "shifted", "by row", "columns"])
 def test_bfloat16_by_onednn_matches_float64(shape, name, monkeypatch):
-    monkeypatch.setattr(limits, "CURRENT", SETTINGS[name]._replace(chunk_bytes=1 << 14))
+    monkeypatch.setattr(limits, "CURRENT", SETTINGS[name]._replace(half_chunk_bytes=1 << 14))
     given, (y, *others) = operands(shape)
     expected = y, others[0], y + np.asarray(given[2], np.float64), *others[1:]
     actual = jax.jit(partial(passes, geometry_of(shape)))(*rounded("bfloat16", *given))
@@ -108,10 +108,10 @@ def test_bfloat16_by_onednn_matches_float64(shape, name, monkeypatch):
 
 
 @pytest.mark.usefixtures("native")
-@pytest.mark.parametrize("setting", ["as chosen", "banded", "by row"])
+@pytest.mark.parametrize("setting", ["as chosen", "banded", "by row", "columns"])
 def test_sums_of_bfloat16_are_float32s(setting, monkeypatch):
     """In bfloat16, 256 + 1 is 256."""
-    monkeypatch.setattr(limits, "CURRENT", SETTINGS[setting]._replace(chunk_bytes=1))
+    monkeypatch.setattr(limits, "CURRENT", SETTINGS[setting]._replace(half_chunk_bytes=1))
     geometry = Geometry((5, 5), (3, 3), (1, 1), (0, 0))
     x, g = jnp.ones((300, 5, 5, 36), jnp.bfloat16), jnp.ones((300, 3, 3, 303), jnp.bfloat16)
     k = jnp.ones((3, 3, 36, 303), jnp.bfloat16)
@@ -119,6 +119,32 @@ def test_sums_of_bfloat16_are_float32s(setting, monkeypatch):
     assert (select.forward(x, k, geometry) == 324).all()
     in_the_middle = select.images_gradient(g, k, geometry)[:, 2, 2]
     assert (in_the_middle == jnp.bfloat16(9 * 303)).all()  # of which each 303 would be 304
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("setting", ["shifted", "by row"])
+def test_loops_over_chunks_take_bfloat16_as_bits(setting, monkeypatch):
+    """XLA would convert all of the images to float32 before the loop."""
+    monkeypatch.setattr(limits, "CURRENT", SETTINGS[setting]._replace(half_chunk_bytes=1))
+    geometry = Geometry((6, 6), (3, 3), (1, 1), (1, 1))
+    x, g = (jnp.ones((4, 6, 6, 8), jnp.bfloat16) for _ in range(2))
+    program = uses(partial(select.kernel_gradient, geometry=geometry), x, g)[1]
+    (loop,) = (line for line in program.splitlines() if "stablehlo.while" in line)
+    assert "4x6x6x8xui16" in loop
+    assert "bf16" not in loop
+
+
+def test_the_gradient_of_a_bias_reads_what_is_rounded_anyway():
+    """XLA would write it in float32 as well, for the sum."""
+    for dtype, platform, is_kept in (
+        ("bfloat16", "cpu", True),
+        ("float16", "cpu", True),
+        ("float32", "cpu", False),
+        ("bfloat16", "tpu", False),
+    ):
+        x, k, b = (jnp.ones(s, dtype) for s in ((2, 6, 6, 3), (3, 3, 3, 4), 4))
+        grad = jax.grad(lambda *args: ops.conv2d(*args).astype(jnp.float32).sum(), (0, 1, 2))
+        assert ("optimization_barrier" in uses(grad, x, k, b, platform=platform)[1]) == is_kept
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

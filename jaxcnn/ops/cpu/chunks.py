@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxcnn.ops.cpu.half import as_bits, from_bits
 from jaxcnn.ops.geometry import Geometry
 
 
@@ -20,7 +21,8 @@ def sum_over_chunks(
     """Return the sum of `products` over chunks of the batch.
 
     The chunks are cut out of the whole within the loop: given to the loop cut up, XLA would compute
-    the images once more in that shape.
+    the images once more in that shape. Half precision goes in as bits: before the loop, XLA would
+    convert all of it to float32.
 
     Args:
         products: from (images, g, geometry) to an array of the same shape for every batch.
@@ -35,9 +37,11 @@ def sum_over_chunks(
     if chunks == 1:
         return products(images, g, geometry)
     size = batch // chunks
+    bits = [as_bits(x) for x in (images, g)]
 
     def of_chunk(i: jax.Array | int) -> jax.Array:
-        some_images, some_g = (lax.dynamic_slice_in_dim(x, i * size, size) for x in (images, g))
+        some_images, some_g = (lax.dynamic_slice_in_dim(x, i * size, size) for x in bits)
+        some_images, some_g = (from_bits(x, images.dtype) for x in (some_images, some_g))
         return products(some_images, some_g, geometry)
 
     part = jax.eval_shape(of_chunk, 0)

@@ -15,6 +15,7 @@ from jaxcnn.ops.cpu.chunks import sum_over_chunks
 from jaxcnn.ops.cpu.half import as_bits, from_bits
 from jaxcnn.ops.cpu.products import product, transposed_product
 from jaxcnn.ops.geometry import Geometry
+from jaxcnn.ops.xla import is_half
 
 
 def by_pixel(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
@@ -52,7 +53,7 @@ def shifted(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
     (_, _, width, features) = g.shape
     numbers = geometry.image[0] * width * (kw * channels + kh * features)
     image_bytes = images.dtype.itemsize * numbers
-    chunk_bytes = limits.CURRENT.chunk_bytes
+    chunk_bytes = _chunk_bytes(images)
     total = sum_over_chunks(_product_of_shifted, images, g, geometry, image_bytes, chunk_bytes)
     return total.reshape(kw, channels, kh, features).transpose(2, 0, 1, 3)
 
@@ -60,7 +61,7 @@ def shifted(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
 def _product_of_shifted(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
     (kh, kw), (_, t), (p, q) = geometry.window, geometry.strides, geometry.padding
     (_, rows, _, channels), (_, height, width, features) = images.shape, g.shape
-    x = _side_by_side(images, (0, q), kw, t, width)
+    x = side_by_side(images, (0, q), kw, t, width)
     bits = as_bits(g)
     zero = jnp.zeros((), bits.dtype)
     shifts = (a - p for a in range(kh))
@@ -81,7 +82,7 @@ def by_row(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
     (_, _, width, features) = g.shape
     padded_height = geometry.image[0] + 2 * geometry.padding[0]
     image_bytes = images.dtype.itemsize * kw * channels * padded_height * width
-    chunk_bytes = limits.CURRENT.chunk_bytes
+    chunk_bytes = _chunk_bytes(images)
     total = sum_over_chunks(_products_by_row, images, g, geometry, image_bytes, chunk_bytes)
     return total.reshape(kh, kw, channels, features)
 
@@ -89,13 +90,18 @@ def by_row(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
 def _products_by_row(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
     (kh, kw), (s, t) = geometry.window, geometry.strides
     _, height, width, features = g.shape
-    x = _side_by_side(images, geometry.padding, kw, t, width)
+    x = side_by_side(images, geometry.padding, kw, t, width)
     rows = [x[:, a : a + s * (height - 1) + 1 : s].reshape(-1, x.shape[3]) for a in range(kh)]
     by_pixel = g.reshape(-1, features)
     return jnp.stack([transposed_product(row, by_pixel) for row in rows])
 
 
-def _side_by_side(
+def _chunk_bytes(images: jax.Array) -> int:
+    limit = limits.CURRENT
+    return limit.half_chunk_bytes if is_half(images) else limit.chunk_bytes
+
+
+def side_by_side(
     images: jax.Array, padding: tuple[int, int], count: int, stride: int, width: int
 ) -> jax.Array:
     """Return [N, H + 2 p, width, count C]: the `count` pixels in a row that each output meets.

@@ -53,3 +53,17 @@ def from_bits(bits: jax.Array, dtype: Any) -> jax.Array:
     Array([1, 1], dtype=bfloat16)
     """
     return bits if bits.dtype == dtype else lax.bitcast_convert_type(bits, dtype)
+
+
+def keep_rounded(x: jax.Array) -> jax.Array:
+    """Return x, with a gradient that is read where it was rounded to half precision.
+
+    XLA leaves out a rounding that the next operation undoes, such as a sum in float32. On CPU, an
+    array that oneDNN needs rounded would then be written twice, in float32 as well.
+
+    >>> keep_rounded(jnp.ones(2, jnp.bfloat16))
+    Array([1, 1], dtype=bfloat16)
+    """
+    if not is_half(x):
+        return x
+    return lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)

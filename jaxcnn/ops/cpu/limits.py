@@ -22,8 +22,12 @@ class Limits(NamedTuple):
         winograd_rows: the same for convolutions by tiles of rows.
         winograd_row_bytes: bytes of the transformed rows of one image; more does not fit a core's
             cache.
+        columns_work: channels times features for convolutions of tiny images in bfloat16, as one
+            product; fewer, and oneDNN's own convolution is faster.
+        column_bytes: of what is laid side by side for it; more, likewise.
         window: pixels; beyond, rearranged images would take much memory.
         chunk_bytes: of rearranged images: enough for a fast product, small enough for the caches.
+        half_chunk_bytes: the same in bfloat16, where the product is faster.
         large_chunk_bytes: the same where the product of a chunk is large too, or an image is small.
         remat_bytes: of feature maps that are computed at a time and again for the gradient.
         remat_channels: of images whose maps are cheap enough to compute again.
@@ -39,8 +43,11 @@ class Limits(NamedTuple):
     winograd_conv: float = 128 * 128
     winograd_rows: float = 64 * 64
     winograd_row_bytes: float = 1 << 20
+    columns_work: float = 256 * 512
+    column_bytes: float = 16 << 20
     window: float = 64
     chunk_bytes: int = 4 << 20
+    half_chunk_bytes: int = 16 << 20
     large_chunk_bytes: int = 8 << 20
     remat_bytes: int = 8 << 20
     remat_channels: int = 4

@@ -27,6 +27,7 @@ from jax.interpreters import ad, batching, mlir
 
 from jaxcnn.ops import xla
 from jaxcnn.ops.cpu import select
+from jaxcnn.ops.cpu.half import keep_rounded
 from jaxcnn.ops.cpu.programs import cpu_or_default, is_whole
 from jaxcnn.ops.geometry import Geometry
 from jaxcnn.ops.sharding import on_explicit_mesh, vary_alike
@@ -186,7 +187,7 @@ def _preactivation_tangent(primals, tangents, geometry, y):
     parts = [
         lambda dx: conv(dx, kernel, geometry),
         lambda dk: conv(images, dk, geometry),
-        lambda db: xla.broadcast_bias(db, y).astype(y.dtype),
+        lambda db: keep_rounded(xla.broadcast_bias(db, y).astype(y.dtype)),
     ]
     before = [
         part(tangent)

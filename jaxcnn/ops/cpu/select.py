@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxcnn.ops import xla
-from jaxcnn.ops.cpu import banded, gemm, limits, onednn, probe, winograd
+from jaxcnn.ops.cpu import banded, columns, gemm, limits, onednn, probe, winograd
 from jaxcnn.ops.cpu.half import as_bits, from_bits
 from jaxcnn.ops.cpu.limits import Limits
 from jaxcnn.ops.cpu.products import product, then_sigmoid
@@ -66,6 +66,12 @@ class Work(NamedTuple):
         if window != (winograd.WINDOW, winograd.WINDOW) or strides != (1, 1) or self.in_bfloat16:
             return False
         return self.batch * winograd.counts(self.geometry.output)[1] >= limit.winograd_tiles
+
+    def suits_columns(self, limit: Limits) -> bool:
+        """Whether the images are tiny, the channels many, and the numbers bfloat16's."""
+        column_bytes = self.batch * columns.column_bytes(self.channels, self.geometry)
+        is_wide = self.channels * self.features >= limit.columns_work
+        return self.in_bfloat16 and is_wide and column_bytes <= limit.column_bytes
 
     @property
     def row_bytes(self) -> int:
@@ -290,6 +296,7 @@ FORWARD = (
         lambda work, limit: work.channels == 1 and work.banded_work < limit.banded_work,
     ),
     Rule(_xla_forward, lambda work, limit: not probe.available()),
+    Rule(columns.forward, Work.suits_columns),
     Rule(_direct, otherwise),
 )
 
@@ -319,6 +326,7 @@ IMAGES_GRADIENT = (
         banded.images_gradient,
         lambda work, limit: work.channels < limit.lanes and work.banded_work < limit.banded_work,
     ),
+    Rule(columns.images_gradient, Work.suits_columns),
     Rule(_by_kinds_of_pixel, otherwise),
 )
 
@@ -355,6 +363,8 @@ TAKE_BFLOAT16 = (
     banded.forward,
     banded.images_gradient,
     banded.kernel_gradient,
+    columns.forward,
+    columns.images_gradient,
     _direct,
     _by_kinds_of_pixel,
     _product,

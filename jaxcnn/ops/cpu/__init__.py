@@ -9,8 +9,8 @@ read all of jaxcnn without opening the files behind it:
 |                 | every other transformation work                                           |
 | `programs.py`   | which programs the engine computes: not those divided over devices        |
 | `select.py`     | which algorithm computes which pass: tables; `limits.py`: the thresholds  |
-| `banded.py`, `gemm.py`, `winograd.py` | the algorithms; `products.py`, `chunks.py`: what they |
-|                 | are made of                                                               |
+| `banded.py`, `columns.py`, `gemm.py`, `winograd.py` | the algorithms; `products.py`,        |
+|                 | `chunks.py`: what they are made of                                        |
 | `half.py`       | half precision: computed in float32, moved as integers                    |
 | `onednn.py`     | the calls of oneDNN; `probe.py`: whether they may be used here            |
 | `pool.py`       | max and average pooling; `memory.py`: what is kept and what is recomputed |

@@ -7,6 +7,8 @@ from typing import NamedTuple
 class Limits(NamedTuple):
     """Thresholds, found by measurement on two Zen 4 and two Zen 5 cores (`benchmarks/conv.py`).
 
+    Those for bfloat16 are from two cores of a Xeon with AMX.
+
     Attributes:
         small_work: multiply-adds; below, without oneDNN, XLA's own kernel gradient is faster.
         banded_work: multiply-adds an image; below, as in LeNet, one banded product is fastest.

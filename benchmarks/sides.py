@@ -31,6 +31,9 @@ ALLOCATORS = {
 }
 
 
+ANSWERS = "BENCHMARK_ANSWERS"  # the variable that tells a side where to write its answers
+
+
 class Side:
     """A process that answers jobs; a context manager that ends it.
 
@@ -45,13 +48,18 @@ class Side:
         if name == "xla":
             env["JAXCNN_IMPLEMENTATION"] = "xla"
         self.name = name
+        # What a side prints, such as that it prepares the data, is for people.
+        answers, their_end = os.pipe()
         self._process = subprocess.Popen(
             [sys.executable, sys.argv[0], "--side", name],
-            env=env,
+            env=env | {ANSWERS: str(their_end)},
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=sys.stderr,
             text=True,
+            pass_fds=[their_end],
         )
+        os.close(their_end)
+        self._answers = os.fdopen(answers)
 
     def ask(self, job: dict[str, Any]) -> dict[str, Any]:
         """Send a job, and wait for the answer.
@@ -63,7 +71,7 @@ class Side:
         busy, total = processor_time()
         own = self._processor_time()
         print(json.dumps(job), file=self._process.stdin, flush=True)
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if not line:
             raise SystemExit(f"{self.name} ended with status {self._process.wait()} on {job}")
         answer = json.loads(line)
@@ -82,6 +90,7 @@ class Side:
     def __exit__(self, *_: object) -> None:
         self._process.stdin.close()
         self._process.wait()
+        self._answers.close()
 
 
 def processor_time() -> tuple[int, int]:
@@ -94,8 +103,9 @@ def processor_time() -> tuple[int, int]:
 
 def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Answer jobs from standard input until it closes."""
-    for line in sys.stdin:
-        print(json.dumps(answer(json.loads(line))), flush=True)
+    with os.fdopen(int(os.environ[ANSWERS]), "w") as answers:
+        for line in sys.stdin:
+            print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
 
 
 def has_torch() -> bool:

@@ -26,6 +26,7 @@ from jaxcnn import interop
 from jaxcnn.ops import cpu
 
 IMAGES, MOST_PIXELS = 8, 96
+ONE_SIZE = ("vgg11",)  # torchvision's dense layers are for images of 224 x 224 pixels
 SIDES = ("float32", "bfloat16", "xla", "torch")
 
 
@@ -63,7 +64,8 @@ def compare(name: str) -> dict[str, Any]:
     """Return the image size and the error of each side."""
     source, create = NETS[name]
     file = ROOT / "configs" / f"{CONFIGS.get(name, name)}.py"
-    size = min(runpy.run_path(str(file))["get_config"]().image_size, MOST_PIXELS)
+    size = runpy.run_path(str(file))["get_config"]().image_size
+    size = min(size, MOST_PIXELS) if name not in ONE_SIZE else size
     num_classes, channels = (1000, 3) if source == "torchvision" else (10, 1)
     model = jaxcnn.create_model(name, num_classes=num_classes)
     if hasattr(model, "dropout_rate"):

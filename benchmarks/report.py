@@ -128,8 +128,8 @@ def bfloat16() -> str:
         )
     machine = record["machine"]
     text = (
-        f"Measured on {machine['date']} on two cores each of an {machine['processor']} with jax "
-        f"{machine['jax']}: medians, and the range over the rounds."
+        f"Measured on {machine['date']} on {machine['cores']} cores of an {machine['processor']} "
+        f"with jax {machine['jax']}: medians, and the range over the rounds."
     )
     picture = "![time of a step in bfloat16](../benchmarks/results/bfloat16.png)"
     return "\n".join([*rows, "", picture, "", *textwrap.wrap(text, 100)])
@@ -454,7 +454,7 @@ def details() -> str:
             f"{spread(epoch['torch']['ratio'])} times as long, its DataLoader converting image by "
             f"image, as in d2l, {spread(epoch['loader']['ratio'])} times. From the call of "
             f"`train.py` to the first step, trained, evaluated and saved: {first_steps}; "
-            f"`import jaxcnn` is {startup['import']['median']:.1f} s of it.",
+            f"`import jaxcnn` is {startup['import']['median']:.2f} s of it.",
             100,
         ),
         "",

@@ -309,7 +309,8 @@ def recipes() -> str:
         "seeds |",
         "|---|---|---|---|---|---|---|",
     ]
-    others, machines = [], []
+    others: list[str] = []
+    machines: dict[str, list[str]] = {}  # the recipes that were measured on each
     for title, record in recipe_records().items():
         if record.get("device", "cpu") != "cpu":
             continue
@@ -323,16 +324,16 @@ def recipes() -> str:
             f"{len(runs[0]['epochs'])} | {took} | {found} | {len(runs)} |"
         )
         machine = record["machine"]
-        machines.append(
-            f"Measured on {machine['date']} on {machine['cores']} cores of an "
-            f"{machine['processor']} with jax {machine['jax']} and `{record['tunables']}`."
+        where = (
+            f"on {machine['date']} on {machine['cores']} cores of an {machine['processor']} with "
+            f"jax {machine['jax']} and `{record['tunables']}`."
         )
+        machines.setdefault(where, []).append(f"`{title}`")
         if record["settings"]:
             others.append(f"`{title}` is with `{' '.join(record['settings'])}`.")
     text = ["Minutes: median and range; accuracy: mean and range, of one look at the test set."]
-    return "\n".join(
-        [*rows, "", *textwrap.wrap(" ".join([*text, *others, *dict.fromkeys(machines)]), 110)]
-    )
+    measured = [f"{', '.join(titles)}: {where}" for where, titles in machines.items()]
+    return "\n".join([*rows, "", *textwrap.wrap(" ".join([*text, *others, *measured]), 110)])
 
 
 def recipes_on_gpu() -> str:

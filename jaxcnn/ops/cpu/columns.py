@@ -2,8 +2,8 @@
 
 In bfloat16, oneDNN's convolution of 3 x 3 pixels with 512 channels, the last of ResNet18's, runs at
 a third of the rate of its other convolutions. The pixels that each output meets, laid side by side,
-are a matrix: [N H' W', kh kw I] times the kernel, [kh kw I, O]. The images' gradient is the product
-of g and the turned kernel, of which each pixel adds up what it gave to the outputs.
+are a matrix: [N H' W', kh kw I] times the kernel, [kh kw I, O]. For the images' gradient, the
+product of g and the transposed kernel is added up at each pixel over the outputs that met it.
 """
 
 import jax
@@ -55,8 +55,8 @@ def images_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.
         geometry: of the convolution.
     """
     kh, kw, channels, features = kernel.shape
-    by_pixel, turned = g.reshape(-1, features), kernel.reshape(-1, features)
-    given = product(by_pixel, turned, transpose_b=True, dtype=jnp.float32)
+    by_pixel, by_tap = g.reshape(-1, features), kernel.reshape(-1, features)
+    given = product(by_pixel, by_tap, transpose_b=True, dtype=jnp.float32)
     given = given.reshape(*g.shape[:3], kh, kw, channels)
     total = jnp.zeros((len(g), *geometry.image, channels), jnp.float32)
     for a in range(kh):

@@ -56,10 +56,10 @@ def from_bits(bits: jax.Array, dtype: Any) -> jax.Array:
 
 
 def keep_rounded(x: jax.Array) -> jax.Array:
-    """Return x, with a gradient that is read where it was rounded to half precision.
+    """Return x, whose gradient is rounded once, for all that read it.
 
-    XLA leaves out a rounding that the next operation undoes, such as a sum in float32. On CPU, an
-    array that oneDNN needs rounded would then be written twice, in float32 as well.
+    XLA leaves out a rounding to half precision if a sum in float32 follows. On CPU, a gradient that
+    oneDNN needs rounded would then be written twice, once for the sum.
 
     >>> keep_rounded(jnp.ones(2, jnp.bfloat16))
     Array([1, 1], dtype=bfloat16)

@@ -18,7 +18,8 @@ from typing import Any
 LINUX = sys.platform == "linux"
 
 # What glibc's allocator is told, for every side alike. 'plain' is its default: large buffers are
-# returned to the system and mapped anew. 'huge' maps them in huge pages. 'tuned' keeps them.
+# returned to the system and mapped anew. 'huge' maps them in huge pages. 'tuned' keeps them. None has a single arena
+# (MALLOC_ARENA_MAX=1): the threads of XLA would wait for one lock, those of PyTorch would not.
 ALLOCATORS = {
     "plain": {},
     "huge": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
@@ -26,7 +27,6 @@ ALLOCATORS = {
         "MALLOC_MMAP_MAX_": "0",
         "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
         "MALLOC_TOP_PAD_": str(64 << 20),
-        "MALLOC_ARENA_MAX": "1",
     },
 }
 

@@ -400,7 +400,7 @@ def image_by_image(call: Callable[[Any, jax.Array], jax.Array]) -> Callable:
 
     Args:
         call: from (module, images [N, H, W, C]) to [N, ...]; the module has a field
-            `implementation`, and may have one `dtype`: half precision may then be float32 within.
+            `implementation`. Where that is faster, its field `dtype`, if any, is set to float32.
     """
 
     @functools.wraps(call)
@@ -417,14 +417,13 @@ def image_by_image(call: Callable[[Any, jax.Array], jax.Array]) -> Callable:
             finally:
                 _is_mapped.reset(token)
 
-        def wider(images: jax.Array) -> Any:
+        def widened(images: jax.Array) -> Any:
             return function(images, unbound.clone(dtype=jnp.float32))
 
         has_dtype = "dtype" in {field.name for field in dataclasses.fields(module)}
         dtype = module.dtype if has_dtype else None
         is_half = dtype is not None and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-        in_chunks = wider if is_half else None
-        return map_images(function, images, module.implementation, in_chunks)
+        return map_images(function, images, module.implementation, widened if is_half else None)
 
     return wrapped
 

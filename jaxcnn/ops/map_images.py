@@ -12,7 +12,7 @@ def map_images(
     function: Callable[[jax.Array], jax.Array],
     images: jax.Array,
     implementation: str | None = None,
-    in_chunks: Callable[[jax.Array], jax.Array] | None = None,
+    widened: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """Return function(images), of a function that treats each image by itself.
 
@@ -23,8 +23,9 @@ def map_images(
         function: from [N, ...] to [N, ...], for any N.
         images: [N, H, W, C].
         implementation: 'auto', 'xla' (always the whole batch) or None, as for `conv2d`.
-        in_chunks: what to compute of a few images instead, equal up to rounding; None for the
-            function itself. In the processor's caches, half precision saves nothing.
+        widened: the same function computed in float32, if it computes in half precision. It is
+            taken for a few images at a time: in the processor's caches, half precision saves
+            nothing.
 
     Returns:
         [N, ...], as the function returns for the whole batch.
@@ -34,4 +35,4 @@ def map_images(
     """
     if cpu.choose_implementation(implementation) == "xla":
         return function(images)
-    return cpu.remat_in_chunks(function, images, in_chunks)
+    return cpu.remat_in_chunks(function, images, widened)

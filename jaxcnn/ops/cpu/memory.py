@@ -67,7 +67,7 @@ def _relu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[ja
 def remat_in_chunks(
     function: Callable[[jax.Array], jax.Array],
     images: jax.Array,
-    in_chunks: Callable[[jax.Array], jax.Array] | None = None,
+    widened: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """Return function(images), computed in small chunks of the batch where that pays.
 
@@ -79,15 +79,15 @@ def remat_in_chunks(
     Args:
         function: from [N, ...] to [N, ...], of each image by itself.
         images: [N, H, W, C].
-        in_chunks: what to compute of a chunk instead, equal up to rounding; perhaps of a wider
-            dtype, in which the chunks are then put together.
+        widened: the same function computed in float32, taken for chunks, which are then put
+            together in float32: XLA would write the whole half-precision array anew with each.
 
     >>> remat_in_chunks(lambda x: jnp.repeat(x, 16, axis=3), jnp.zeros((4, 512, 512, 1))).shape
     (4, 512, 512, 16)
     """
     if is_on_explicit_mesh(images) or not isinstance(images.shape[0], int):  # symbolic: an export
         return function(images)
-    of_chunk = in_chunks or function
+    of_chunk = widened or function
     size = _chunk_size(of_chunk, images)
     if size >= len(images):
         return function(images)

@@ -18,8 +18,8 @@ from typing import Any
 LINUX = sys.platform == "linux"
 
 # What glibc's allocator is told, for every side alike. 'plain' is its default: large buffers are
-# returned to the system and mapped anew. 'huge' maps them in huge pages. 'tuned' keeps them. None has a single arena
-# (MALLOC_ARENA_MAX=1): the threads of XLA would wait for one lock, those of PyTorch would not.
+# returned to the system and mapped anew. 'huge' maps them in huge pages. 'tuned' keeps them. None
+# has a single arena (MALLOC_ARENA_MAX=1), on which XLA's threads would wait for each other.
 ALLOCATORS = {
     "plain": {},
     "huge": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},

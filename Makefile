@@ -35,7 +35,7 @@ test-torch:
 	.venv-torch/bin/python -m pytest -m torch -s
 
 # All figures of speed, against PyTorch, into README.md and docs/performance.md: half an hour to three
-# quarters on two cores that nothing else uses; as long again for bfloat16, if the processor has it.
+# quarters on two cores that nothing else uses; half an hour more for bfloat16, if the processor has it.
 bench: data
 	$(MAKE) VENV=.venv-torch .venv-torch/torch
 	.venv-torch/bin/python benchmarks/train_step.py --sides xla torch

@@ -23,7 +23,7 @@ import references
 from conftest import small_config
 from jaxcnn import __main__, ops
 from jaxcnn.ops import cpu, xla
-from jaxcnn.ops.cpu import limits, primitives, probe, products, select, winograd
+from jaxcnn.ops.cpu import gemm, limits, primitives, probe, products, select, winograd
 from jaxcnn.ops.cpu.limits import NEVER, Limits
 from jaxcnn.ops.geometry import Geometry
 from jaxcnn.train.prepare import prepare
@@ -62,6 +62,7 @@ SHAPES = [
 ALWAYS = Limits(
     small_work=0, banded_work=0, shifted_channels=0, winograd_channels=0, winograd_tiles=0
 )
+IN_CHUNKS = ALWAYS._replace(winograd_channels=NEVER, product_chunk_bytes=1 << 14)
 SETTINGS = {
     "as chosen": Limits(small_work=0),
     "banded": ALWAYS._replace(banded_work=NEVER, lanes=NEVER),
@@ -69,8 +70,9 @@ SETTINGS = {
     "rows": ALWAYS._replace(
         winograd_conv=NEVER, winograd_rows=0, winograd_row_bytes=NEVER, large_chunk_bytes=1 << 12
     ),
-    "shifted": ALWAYS._replace(winograd_channels=NEVER),
-    "by row": ALWAYS._replace(winograd_channels=NEVER, shifted_channels=NEVER),
+    "shifted": IN_CHUNKS._replace(run_work=0),
+    "runs": IN_CHUNKS._replace(shifted_channels=NEVER),
+    "runs of one": IN_CHUNKS._replace(shifted_channels=NEVER, run_work=0),  # in bfloat16
     "columns": ALWAYS._replace(columns_work=0),  # in bfloat16
 }
 
@@ -125,6 +127,19 @@ def test_every_algorithm_matches_float64(shape, monkeypatch):
             for actual, exact in zip(lowered.compile()(*given), expected, strict=True):
                 assert actual.dtype == jnp.float32
                 assert np.abs(actual - exact).max() <= 1e-5 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("run", [1, 2, 3, 4, 7])
+def test_runs_of_any_length_match_float64(run, monkeypatch):
+    monkeypatch.setattr(gemm, "_run", lambda *_: run)
+    monkeypatch.setattr(limits, "CURRENT", SETTINGS["runs"])
+    for shape in SHAPES[run % 3 :: 3]:
+        (_, size, _, _, window, strides, padding) = shape
+        (x, _, _, g), (*_, exact) = operands(shape)
+        actual = jax.jit(gemm.by_runs, static_argnums=2)(
+            x, g, Geometry(size, window, strides, padding)
+        )
+        assert np.abs(actual - exact).max() <= 1e-5 * np.abs(exact).max()
 
 
 def test_the_settings_reach_every_algorithm(monkeypatch):

@@ -95,9 +95,11 @@ def native(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", ["as chosen", "banded", "shifted", "by row", "columns"])
+@pytest.mark.parametrize(
+    "name", ["as chosen", "banded", "shifted", "runs", "runs of one", "columns"]
+)
 def test_bfloat16_by_onednn_matches_float64(shape, name, monkeypatch):
-    monkeypatch.setattr(limits, "CURRENT", SETTINGS[name]._replace(half_chunk_bytes=1 << 14))
+    monkeypatch.setattr(limits, "CURRENT", SETTINGS[name]._replace(product_chunk_bytes=1 << 14))
     given, (y, *others) = operands(shape)
     expected = y, others[0], y + np.asarray(given[2], np.float64), *others[1:]
     actual = jax.jit(partial(passes, geometry_of(shape)))(*rounded("bfloat16", *given))
@@ -108,10 +110,10 @@ def test_bfloat16_by_onednn_matches_float64(shape, name, monkeypatch):
 
 
 @pytest.mark.usefixtures("native")
-@pytest.mark.parametrize("setting", ["as chosen", "banded", "by row", "columns"])
+@pytest.mark.parametrize("setting", ["as chosen", "banded", "shifted", "runs", "columns"])
 def test_sums_of_bfloat16_are_float32s(setting, monkeypatch):
     """In bfloat16, 256 + 1 is 256."""
-    monkeypatch.setattr(limits, "CURRENT", SETTINGS[setting]._replace(half_chunk_bytes=1))
+    monkeypatch.setattr(limits, "CURRENT", SETTINGS[setting]._replace(product_chunk_bytes=1))
     geometry = Geometry((5, 5), (3, 3), (1, 1), (0, 0))
     x, g = jnp.ones((300, 5, 5, 36), jnp.bfloat16), jnp.ones((300, 3, 3, 303), jnp.bfloat16)
     k = jnp.ones((3, 3, 36, 303), jnp.bfloat16)
@@ -122,10 +124,10 @@ def test_sums_of_bfloat16_are_float32s(setting, monkeypatch):
 
 
 @pytest.mark.usefixtures("native")
-@pytest.mark.parametrize("setting", ["shifted", "by row"])
+@pytest.mark.parametrize("setting", ["shifted", "runs"])
 def test_loops_over_chunks_take_bfloat16_as_bits(setting, monkeypatch):
     """XLA would convert all of the images to float32 before the loop."""
-    monkeypatch.setattr(limits, "CURRENT", SETTINGS[setting]._replace(half_chunk_bytes=1))
+    monkeypatch.setattr(limits, "CURRENT", SETTINGS[setting]._replace(product_chunk_bytes=1))
     geometry = Geometry((6, 6), (3, 3), (1, 1), (1, 1))
     x, g = (jnp.ones((4, 6, 6, 8), jnp.bfloat16) for _ in range(2))
     program = uses(partial(select.kernel_gradient, geometry=geometry), x, g)[1]

@@ -6,6 +6,8 @@ XLA's own is a convolution whose kernel is as large as the image: on two Zen 5 c
 fifth to a half of the rate of the same work as matrix products.
 """
 
+from functools import partial, reduce
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -53,7 +55,7 @@ def shifted(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
     (_, _, width, features) = g.shape
     numbers = geometry.image[0] * width * (kw * channels + kh * features)
     image_bytes = images.dtype.itemsize * numbers
-    chunk_bytes = _chunk_bytes(images)
+    chunk_bytes = limits.CURRENT.product_chunk_bytes
     total = sum_over_chunks(_product_of_shifted, images, g, geometry, image_bytes, chunk_bytes)
     return total.reshape(kw, channels, kh, features).transpose(2, 0, 1, 3)
 
@@ -73,32 +75,72 @@ def _product_of_shifted(images: jax.Array, g: jax.Array, geometry: Geometry) -> 
     return transposed_product(x.reshape(-1, kw * channels), by_pixel)
 
 
-def by_row(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
-    """Return the kernel gradient, by one product for each row of the kernel.
+def by_runs(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return the kernel gradient, by one product of windows of images and runs of pixels of g.
 
-    The kw pixels that it meets are laid side by side first: [kw I, pixels] times [pixels, O].
+    A run of R pixels in a row of g meets a window of kh rows and T = kw + t (R - 1) columns. Of
+    all windows and runs, the product [kh T I, runs] times [runs, R O] is
+
+        d[a, u, r] = sum over n, i, j of x[n, s i + a - p, t R j + u - q] g[n, i, R j + r]^T
+
+    and dk[a, b] is the sum of d[a, t r + b, r] over r. Only kw / T of the product is of use, but a
+    window holds fewer numbers than R windows of single pixels, and copies them in longer pieces.
     """
-    (kh, kw), channels = geometry.window, images.shape[3]
-    (_, _, width, features) = g.shape
-    padded_height = geometry.image[0] + 2 * geometry.padding[0]
-    image_bytes = images.dtype.itemsize * kw * channels * padded_height * width
-    chunk_bytes = _chunk_bytes(images)
-    total = sum_over_chunks(_products_by_row, images, g, geometry, image_bytes, chunk_bytes)
-    return total.reshape(kh, kw, channels, features)
+    (kh, kw), (height, width) = geometry.window, geometry.output
+    channels, features, t = images.shape[3], g.shape[3], geometry.strides[1]
+    run = _run(images, features, geometry)
+    columns = kw + t * (run - 1)
+    numbers = kh * columns * channels * height * -(-width // run)
+    total = sum_over_chunks(
+        partial(_product_of_runs, run=run),
+        images,
+        g,
+        geometry,
+        image_bytes=images.dtype.itemsize * numbers,
+        chunk_bytes=limits.CURRENT.product_chunk_bytes,
+    )
+    d = total.reshape(kh, columns, channels, run, features)
+    return reduce(jnp.add, (d[:, t * r : t * r + kw, :, r] for r in range(run)))
 
 
-def _products_by_row(images: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
-    (kh, kw), (s, t) = geometry.window, geometry.strides
-    _, height, width, features = g.shape
-    x = side_by_side(images, geometry.padding, kw, t, width)
-    rows = [x[:, a : a + s * (height - 1) + 1 : s].reshape(-1, x.shape[3]) for a in range(kh)]
-    by_pixel = g.reshape(-1, features)
-    return jnp.stack([transposed_product(row, by_pixel) for row in rows])
+def _run(images: jax.Array, features: int, geometry: Geometry) -> int:
+    """Return how many pixels of g make a run."""
+    limit, (_, kw), (_, t) = limits.CURRENT, geometry.window, geometry.strides
+    work = images.shape[3] * features
+    if kw <= t:  # the windows of two pixels have nothing in common
+        return 1
+    if is_half(images):
+        longest = 4 if work <= limit.run_work / 2 else 2 if work <= limit.run_work else 1
+    else:
+        longest = 2 if t == 1 else 1
+    return min(longest, geometry.output[1])
 
 
-def _chunk_bytes(images: jax.Array) -> int:
-    limit = limits.CURRENT
-    return limit.half_chunk_bytes if is_half(images) else limit.chunk_bytes
+def _product_of_runs(images: jax.Array, g: jax.Array, geometry: Geometry, run: int) -> jax.Array:
+    (kh, kw), (s, t), (p, q) = geometry.window, geometry.strides, geometry.padding
+    _, height, width, channels = images.shape
+    (rows, pixels), features = geometry.output, g.shape[3]
+    runs, step, columns = -(-pixels // run), t * run, kw + t * (run - 1)
+    x, by_pixel = as_bits(images), as_bits(g)
+    zero = jnp.zeros((), x.dtype)
+
+    # Columns in groups of `step`, from one run to the next: a window is one group or several, the
+    # last perhaps in part.
+    starts = range(0, columns, step)
+    groups = runs + len(starts) - 1
+    x = lax.pad(x, zero, ((0, 0, 0), (p, p, 0), (q, groups * step - q - width, 0), (0, 0, 0)))
+    x = x.reshape(len(x), height + 2 * p, groups, step * channels)
+    pieces = [
+        x[:, a : a + s * (rows - 1) + 1 : s, i : i + runs, : min(step, columns - start) * channels]
+        for a in range(kh)
+        for i, start in enumerate(starts)
+    ]
+    windows = from_bits(jnp.concatenate(pieces, axis=3), images.dtype)
+    by_pixel = jnp.pad(by_pixel, ((0, 0), (0, 0), (0, runs * run - pixels), (0, 0)))
+    return transposed_product(
+        windows.reshape(-1, kh * columns * channels),
+        from_bits(by_pixel, g.dtype).reshape(-1, run * features),
+    )
 
 
 def side_by_side(

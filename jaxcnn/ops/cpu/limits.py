@@ -7,7 +7,7 @@ from typing import NamedTuple
 class Limits(NamedTuple):
     """Thresholds, found by measurement on two Zen 4 and two Zen 5 cores (`benchmarks/conv.py`).
 
-    Those for bfloat16 are from two cores of a Xeon with AMX.
+    Those for bfloat16 and for kernel gradients are from two cores of a Xeon with AMX.
 
     Attributes:
         small_work: multiply-adds; below, without oneDNN, XLA's own kernel gradient is faster.
@@ -16,6 +16,8 @@ class Limits(NamedTuple):
         spread: numbers that a block of g may hold in a banded images gradient.
         shifted_channels: channels and features; below, laying out both operands costs more than the
             larger product gains.
+        run_work: channels times features for kernel gradients by runs in bfloat16; more, and
+            the multiplications that are of no use cost more than the shorter rows save.
         winograd_channels: channels and features for kernel gradients; below, Winograd's sums cost
             more than the products they save.
         winograd_tiles: tiles in a batch; below, likewise.
@@ -29,8 +31,8 @@ class Limits(NamedTuple):
         column_bytes: of what is laid side by side for it; more, likewise.
         window: pixels; beyond, rearranged images would take much memory.
         chunk_bytes: of rearranged images: enough for a fast product, small enough for the caches.
-        half_chunk_bytes: the same in bfloat16, where the product is faster.
         large_chunk_bytes: the same where the product of a chunk is large too, or an image is small.
+        product_chunk_bytes: the same where a chunk is one product.
         remat_bytes: of feature maps that are computed at a time and again for the gradient.
         remat_channels: of images whose maps are cheap enough to compute again.
     """
@@ -40,7 +42,8 @@ class Limits(NamedTuple):
     lanes: float = 16
     spread: float = 96
     shifted_channels: float = 32
-    winograd_channels: float = 16
+    run_work: float = 64 * 128
+    winograd_channels: float = 32
     winograd_tiles: float = 64
     winograd_conv: float = 128 * 128
     winograd_rows: float = 64 * 64
@@ -49,8 +52,8 @@ class Limits(NamedTuple):
     column_bytes: float = 16 << 20
     window: float = 64
     chunk_bytes: int = 4 << 20
-    half_chunk_bytes: int = 16 << 20
     large_chunk_bytes: int = 8 << 20
+    product_chunk_bytes: int = 16 << 20
     remat_bytes: int = 8 << 20
     remat_channels: int = 4
 

@@ -340,6 +340,10 @@ KERNEL_GRADIENT = (
         ),
     ),
     Rule(banded.kernel_gradient, lambda work, limit: work.banded_work < limit.banded_work),
+    Rule(
+        gemm.by_runs,
+        lambda work, limit: work.in_bfloat16 and work.channels * work.features <= limit.run_work,
+    ),
     Rule(gemm.by_pixel, lambda work, limit: work.channels == 1),
     Rule(
         winograd.kernel_gradient,
@@ -355,7 +359,7 @@ KERNEL_GRADIENT = (
             and min(work.channels, work.features) >= limit.shifted_channels
         ),
     ),
-    Rule(gemm.by_row, otherwise),
+    Rule(gemm.by_runs, otherwise),
 )
 
 # The algorithms that take bfloat16 as it is, where oneDNN does.
@@ -370,5 +374,5 @@ TAKE_BFLOAT16 = (
     _product,
     _product_gradient,
     gemm.shifted,
-    gemm.by_row,
+    gemm.by_runs,
 )

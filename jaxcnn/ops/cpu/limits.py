@@ -16,8 +16,8 @@ class Limits(NamedTuple):
         spread: numbers that a block of g may hold in a banded images gradient.
         shifted_channels: channels and features; below, laying out both operands costs more than the
             larger product gains.
-        run_work: channels times features for kernel gradients by runs in bfloat16; more, and
-            the multiplications that are of no use cost more than the shorter rows save.
+        run_work: channels times features for kernel gradients by runs in bfloat16; with more, the
+            multiplications of no use cost more time than it saves to lay out fewer numbers.
         winograd_channels: channels and features for kernel gradients; below, Winograd's sums cost
             more than the products they save.
         winograd_tiles: tiles in a batch; below, likewise.

@@ -35,6 +35,7 @@ __all__ = [
     "avg_pool",
     "flatten",
     "global_avg_pool",
+    "global_max_pool",
     "image_by_image",
     "max_pool",
     "relu",
@@ -483,3 +484,28 @@ def global_avg_pool(images: jax.Array) -> jax.Array:
     (2, 512)
     """
     return images.mean(axis=(1, 2))
+
+
+@jax.custom_jvp
+def global_max_pool(images: jax.Array) -> jax.Array:
+    """Return the maximum over each image: [N, H, W, C] to [N, C], floating point.
+
+    The pixels that are the maximum, up to rounding, share its gradient equally. For JAX's own
+    `max` they must equal it. XLA may compute the images once for the maximum and once more for the
+    comparison, with other rounding; then none does, and that gradient is infinite.
+
+    >>> global_max_pool(jnp.ones((2, 3, 3, 512))).shape
+    (2, 512)
+    """
+    return images.max(axis=(1, 2))
+
+
+@global_max_pool.defjvp
+def _global_max_pool_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    images, maximum = primals[0], global_max_pool(*primals)
+    least = maximum - jnp.finfo(maximum.dtype).eps * jnp.abs(maximum)
+    are_largest = (images >= least[:, None, None]).astype(images.dtype)
+    count = jnp.maximum(are_largest.sum(axis=(1, 2)), 1)  # 0 where the maximum is NaN
+    return maximum, (are_largest * tangents[0]).sum(axis=(1, 2)) / count

@@ -25,6 +25,7 @@ from jaxcnn.models import (
     Residual,
     ResNet,
     ResNeXtBlock,
+    SmallNet,
     VGGBlock,
     build_model,
     create_model,
@@ -526,3 +527,26 @@ def test_training_moves_the_running_averages_of_every_batch_norm():
     before, after = (jax.tree.leaves(v["batch_stats"]) for v in (variables, updates))
     assert len(after) == (1 + 2 * 2) * 2  # the stem's and two per block, mean and variance each
     assert all((a != b).any() for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("implementation", ["auto", "xla"])
+def test_gradients_of_single_images_are_finite_through_the_maximum(implementation):
+    """As compiled here, XLA computes small maps more than once, rounded otherwise each time."""
+    model = SmallNet((4, 6), stem_channels=3, implementation=implementation)
+    rng = np.random.default_rng(0)
+    images = rng.random((8, 1, 9, 10, 2)).astype(np.float32)
+    variables = model.init(jax.random.key(0), images[0])
+
+    @jax.jit
+    def gradient(params, image):
+        def total(params):
+            given = {**variables, "params": params}
+            logits, _ = model.apply(given, image, train=True, mutable=["batch_stats"])
+            return jnp.square(logits).sum()
+
+        return jax.grad(total)(params)
+
+    for image in images:
+        assert all(
+            np.isfinite(x).all() for x in jax.tree.leaves(gradient(variables["params"], image))
+        )

@@ -12,7 +12,7 @@ from jax.test_util import check_grads
 
 import references
 from jaxcnn import ops
-from jaxcnn.layers import flatten, global_avg_pool
+from jaxcnn.layers import flatten, global_avg_pool, global_max_pool
 
 
 def random(*shape, seed=0):
@@ -223,6 +223,30 @@ def test_means_in_half_precision_are_of_sums_in_float32(dtype, implementation):
     y = global_avg_pool(x)
     assert y.dtype == dtype
     np.testing.assert_array_equal(y, global_avg_pool(x.astype("float32")).astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 5, 4), (3, 7, 7, 2), (1, 20, 30, 3)])
+def test_pixels_that_are_the_maximum_share_its_gradient(shape, dtype):
+    """Of integers, of which many are equal; NumPy's by a loop."""
+    x = np.random.default_rng(5).integers(-4, 3, shape).astype(np.float32)
+    g = random(shape[0], shape[3], seed=6)
+    y, vjp = jax.vjp(global_max_pool, jnp.asarray(x, dtype))
+    assert y.dtype == dtype
+    np.testing.assert_array_equal(y.astype("float32"), x.max(axis=(1, 2)))
+    (found,) = vjp(jnp.asarray(g, dtype))
+    expected = np.zeros(shape)
+    for n, c in np.ndindex(shape[0], shape[3]):
+        image = x[n, :, :, c]
+        expected[n, :, :, c] = (image == image.max()) / (image == image.max()).sum() * g[n, c]
+    np.testing.assert_allclose(found.astype("float32"), expected, rtol=2e-2, atol=1e-3)
+
+
+def test_infinities_have_a_maximum():
+    x = np.array([[[[-np.inf], [-np.inf]]], [[[np.inf], [1.0]]]], np.float32)
+    np.testing.assert_array_equal(global_max_pool(x), [[-np.inf], [np.inf]])
+    gradient = jax.grad(lambda x: global_max_pool(x)[0].sum())(x)
+    np.testing.assert_array_equal(gradient[0].ravel(), [0.5, 0.5])
 
 
 @pytest.mark.parametrize("integer", [np.int64, np.uint8, np.int32])

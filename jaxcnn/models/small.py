@@ -22,7 +22,15 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jaxcnn.layers import BatchNorm, Conv, Dense, at_least_float32, max_pool, relu
+from jaxcnn.layers import (
+    BatchNorm,
+    Conv,
+    Dense,
+    at_least_float32,
+    global_max_pool,
+    max_pool,
+    relu,
+)
 
 
 class ConvBlock(nn.Module):
@@ -132,7 +140,7 @@ class SmallNet(nn.Module):
         for i, channels in enumerate(self.arch, start=1):
             x = block(channels, pool=True, name=f"stage{i}")(x, train)
             x = x + block(channels, name=f"stage{i}_residual")(x, train)
-        x = x.max(axis=(1, 2))
+        x = global_max_pool(x)
         if not self.num_classes:
             return at_least_float32(x)
         last = Dense(

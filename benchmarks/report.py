@@ -8,6 +8,7 @@ after it has measured.
 """
 
 import json
+import shlex
 import statistics
 import textwrap
 from pathlib import Path
@@ -315,9 +316,13 @@ def recipes() -> str:
         if record.get("device", "cpu") != "cpu":
             continue
         runs = record["runs"]
-        minutes = sorted(run["seconds"] / 60 for run in runs)
+        # Of a run that was stopped and resumed, perhaps beside others, the time says little.
+        whole = [run for run in runs if run["is_of_one_process"]] or runs
+        minutes = sorted(run["seconds"] / 60 for run in whole)
         accuracies = sorted(run["tested"]["test_accuracy"] for run in runs)
-        took = f"{statistics.median(minutes):.1f} ({minutes[0]:.1f} to {minutes[-1]:.1f})"
+        took = f"{statistics.median(minutes):.1f}"
+        if len(minutes) > 1:
+            took += f" ({minutes[0]:.1f} to {minutes[-1]:.1f})"
         found = f"{statistics.mean(accuracies):.4f} ({accuracies[0]:.4f} to {accuracies[-1]:.4f})"
         rows.append(
             f"| {title} | {record['parameters']:,} | {record['macs'] / 1e6:.1f} | "
@@ -330,10 +335,18 @@ def recipes() -> str:
         )
         machines.setdefault(where, []).append(f"`{title}`")
         if record["settings"]:
-            others.append(f"`{title}` is with `{' '.join(record['settings'])}`.")
-    text = ["Minutes: median and range; accuracy: mean and range, of one look at the test set."]
+            others.append(f"`{title}` is with `{shlex.join(record['settings'])}`.")
+    text = [
+        "Minutes: median and range, of the runs that were not interrupted; accuracy: mean and "
+        "range, of one look at the test set."
+    ]
     measured = [f"{', '.join(titles)}: {where}" for where, titles in machines.items()]
-    return "\n".join([*rows, "", *textwrap.wrap(" ".join([*text, *others, *measured]), 110)])
+    return "\n".join([*rows, "", *_wrapped(" ".join([*text, *others, *measured]))])
+
+
+def _wrapped(text: str) -> list[str]:
+    """Return the lines of a paragraph; no flag of a command is broken at its hyphens."""
+    return textwrap.wrap(text, 110, break_on_hyphens=False)
 
 
 def recipes_on_gpu() -> str:
@@ -362,23 +375,28 @@ def recipes_on_gpu() -> str:
             f"Measured on {machine['date']} on one {record['device']} with jax {machine['jax']}."
         )
         if record["settings"]:
-            others.append(f"`{name}` is with `{' '.join(record['settings'])}`.")
-    text = " ".join([*dict.fromkeys(machines), *others])
-    return "\n".join([*rows, "", *textwrap.wrap(text, 110)])
+            others.append(f"`{name}` is with `{shlex.join(record['settings'])}`.")
+    return "\n".join([*rows, "", *_wrapped(" ".join([*dict.fromkeys(machines), *others]))])
 
 
 def best_curve() -> str:
-    """Return the table of the epochs of `best` that were evaluated."""
+    """Return the table of the epochs of `best` that were evaluated, over its seeds."""
+    runs = load("recipe-best-bfloat16")["runs"]
     rows = [
-        "| epoch | training accuracy | accuracy on the 2,000 held-out images |",
-        "|---|---|---|",
+        "| epoch | minutes | training accuracy, by seed | on the 2,000 held-out images |",
+        "|---|---|---|---|",
     ]
-    for row in load("recipe-best-gpu")["runs"][0]["epochs"]:
+    (whole, *_) = [run for run in runs if run["is_of_one_process"]]
+    seconds = 0.0
+    for number, row in enumerate(whole["epochs"]):
+        seconds += sum(row.get(f"{part}_seconds", 0) for part in ("compile", "train", "validation"))
+        each = [run["epochs"][number] for run in runs]
         if "validation_accuracy" in row:
-            rows.append(
-                f"| {row['epoch']} | {row['train_accuracy']:.4f} | "
-                f"{row['validation_accuracy']:.4f} |"
+            trained, held_out = (
+                ", ".join(f"{one[f'{part}_accuracy']:.4f}" for one in each)
+                for part in ("train", "validation")
             )
+            rows.append(f"| {row['epoch']} | {seconds / 60:.0f} | {trained} | {held_out} |")
     return "\n".join(rows)
 
 
@@ -649,7 +667,7 @@ def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     for name, runs in trained().items():
         draw_curves(IMAGES / f"curves-{name}.png", runs)
-    draw_curves(IMAGES / "curves-best.png", load("recipe-best-gpu")["runs"], "validation")
+    draw_curves(IMAGES / "curves-best.png", load("recipe-best-bfloat16")["runs"], "validation")
 
 
 if __name__ == "__main__":

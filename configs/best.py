@@ -1,9 +1,11 @@
-"""A network of 1.2 million parameters on Fashion-MNIST, for the highest accuracy in three hours.
+"""A network of 1.2 million parameters on Fashion-MNIST, for the highest accuracy.
 
-python train.py --config configs/best.py
+GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python train.py --config configs/best.py
 
-About 200 s an epoch on two cores of an AMD EPYC (Zen 3). docs/recipes.md says how the recipe was
-found.
+Test accuracy in bfloat16 (`--config.dtype=bfloat16`), on two cores of a Xeon with AMX: 0.9542 and
+0.9553 (seeds 0 and 1), in 44 minutes. On an H200, in float32: 0.9554 and 0.9568 (seed 0 twice). In
+float32 an epoch takes 200 s on two cores of an AMD EPYC (Zen 3). docs/recipes.md says how the
+recipe was found.
 """
 
 from ml_collections import ConfigDict

@@ -507,5 +507,5 @@ def _global_max_pool_jvp(
     images, maximum = primals[0], global_max_pool(*primals)
     least = maximum - jnp.finfo(maximum.dtype).eps * jnp.abs(maximum)
     are_largest = (images >= least[:, None, None]).astype(images.dtype)
-    count = jnp.maximum(are_largest.sum(axis=(1, 2)), 1)  # 0 where the maximum is NaN
+    count = jnp.maximum(are_largest.sum(axis=(1, 2)), 1)  # 0 where it is NaN or infinite
     return maximum, (are_largest * tangents[0]).sum(axis=(1, 2)) / count

@@ -530,23 +530,23 @@ def test_training_moves_the_running_averages_of_every_batch_norm():
 
 
 @pytest.mark.parametrize("implementation", ["auto", "xla"])
-def test_gradients_of_single_images_are_finite_through_the_maximum(implementation):
+def test_gradients_of_single_images_go_through_the_maximum(implementation):
     """As compiled here, XLA computes small maps more than once, rounded otherwise each time."""
     model = SmallNet((4, 6), stem_channels=3, implementation=implementation)
-    rng = np.random.default_rng(0)
-    images = rng.random((8, 1, 9, 10, 2)).astype(np.float32)
+    images = np.random.default_rng(0).random((8, 1, 9, 10, 2)).astype(np.float32)
     variables = model.init(jax.random.key(0), images[0])
 
-    @jax.jit
-    def gradient(params, image):
-        def total(params):
-            given = {**variables, "params": params}
-            logits, _ = model.apply(given, image, train=True, mutable=["batch_stats"])
-            return jnp.square(logits).sum()
+    def total(params, image):
+        given = {**variables, "params": params}
+        logits, _ = model.apply(given, image, train=True, mutable=["batch_stats"])
+        return jnp.square(logits).sum()
 
-        return jax.grad(total)(params)
-
+    gradient = jax.grad(total)
+    compiled = jax.jit(gradient)
     for image in images:
-        assert all(
-            np.isfinite(x).all() for x in jax.tree.leaves(gradient(variables["params"], image))
+        expected = gradient(variables["params"], image)  # each operation a program of its own
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3),
+            compiled(variables["params"], image),
+            expected,
         )

@@ -490,9 +490,10 @@ def global_avg_pool(images: jax.Array) -> jax.Array:
 def global_max_pool(images: jax.Array) -> jax.Array:
     """Return the maximum over each image: [N, H, W, C] to [N, C], floating point.
 
-    The pixels that are the maximum, up to rounding, share its gradient equally. For JAX's own
-    `max` they must equal it. XLA may compute the images once for the maximum and once more for the
-    comparison, with other rounding; then none does, and that gradient is infinite.
+    The pixels that are the maximum share its gradient equally, as for JAX's own `max`. That finds
+    them by comparing each pixel with the maximum, and XLA may compute the pixels once for the one
+    and once more for the other, rounded otherwise: none may be equal then, and the gradient is
+    infinite. So here a pixel within rounding of the maximum counts as one.
 
     >>> global_max_pool(jnp.ones((2, 3, 3, 512))).shape
     (2, 512)
@@ -507,5 +508,5 @@ def _global_max_pool_jvp(
     images, maximum = primals[0], global_max_pool(*primals)
     least = maximum - jnp.finfo(maximum.dtype).eps * jnp.abs(maximum)
     are_largest = (images >= least[:, None, None]).astype(images.dtype)
-    count = jnp.maximum(are_largest.sum(axis=(1, 2)), 1)  # 0 where it is NaN or infinite
+    count = jnp.maximum(are_largest.sum(axis=(1, 2)), 1)  # 0 where it is NaN or plus infinity
     return maximum, (are_largest * tangents[0]).sum(axis=(1, 2)) / count
